@@ -1,0 +1,96 @@
+"""From raw records to a packet table, without a Python step per packet.
+
+It reads link, IP and upper-layer headers of whole blocks of records with numpy. It never touches files, never
+enters tunnels, never reassembles and never raises for what a record holds: what is no row is a count.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from nattrace.ingest.ip import read_ip
+from nattrace.ingest.l4 import legible_rows, read_l4
+from nattrace.ingest.link import find_ip
+from nattrace.table import COLUMNS, AddressBook, PacketTable
+
+if TYPE_CHECKING:
+    from nattrace.ingest.source import ReadOptions, Records
+
+#: Records decoded together: enough that numpy's cost per call vanishes, few enough that matrices of some 100
+#: bytes a record stay in a 2 MiB cache. Measured: a quarter as many cost a third more, 4 times as many gain nothing.
+BLOCK_RECORDS: Final = 16384
+
+#: `comparable_bytes` where nothing was cut: no IPv4 datagram is longer (RFC 791).
+ALL_BYTES: Final = 65535
+
+
+def decode(records: Records, options: ReadOptions) -> tuple[PacketTable, Counter[str]]:
+    """Return the rows of all records that carry IP, in record order, and why each other record is no row.
+
+    Rows plus counts equal the records. Reasons: ``truncated`` (cut off before ports or id), ``bad-ip-header``,
+    ``ip-version``, ``ip-extension-limit``, ``not-ip``, ``link-depth``, ``link-type-N``, and by name where the
+    frame says what it is: ``arp``, ``rarp``, ``lldp``, ``eapol``, ``pppoe-discovery``, ``llc``, ``mpls``.
+
+    Columns that need more words than `PacketTable` has for them:
+
+    ``content_hash`` covers up to 32 bytes that NAT never rewrites, inside captured length, IP length and
+    ``options.comparable_bytes``: TCP from byte 20 (options and payload), a TCP SYN from the end of its header,
+    UDP, UDP-Lite, DCCP and ICMP queries from byte 8, other ICMP from byte 4, SCTP from byte 12, later fragments
+    and unknown protocols from their first byte, ICMP errors nothing.
+
+    ``residual`` is the complement of the L4 checksum less addresses, ports and id, modulo 65535 (RFC 1071), 0
+    to 65534: what protocol, length and all untouched bytes sum up to. It is the same before and after NAT even
+    where the capture cut the payload off. ``residual_known`` is False for no checksum (UDP 0, other protocols,
+    later fragments), CRCs (SCTP), checksums cut off or left to the network card (they equal the pseudo-header
+    sum), ICMP errors (NAT rewrites the quote) and IPv6 routing headers (the sum is over another destination).
+
+    ``payload_length`` takes a TCP header whose data offset was cut off as 20 bytes.
+    """
+    skipped: Counter[str] = Counter()
+    total = records.offset.size
+    table = _uninitialised(total)
+    filled = 0
+    for start in range(0, total, BLOCK_RECORDS):
+        frames = find_ip(records, slice(start, min(start + BLOCK_RECORDS, total)), skipped)
+        rows = read_ip(records.buffer, frames, options.book, skipped)
+        rows = read_l4(
+            records.buffer, rows, options, table.take(slice(filled, filled + rows.at.size)), skipped
+        )
+        block = table.take(slice(filled, filled + rows.at.size))
+        block.frame[:] = records.frame[rows.record]
+        block.time_ns[:] = records.time_ns[rows.record]
+        block.captured_length[:] = records.captured_length[rows.record]
+        block.wire_length[:] = records.wire_length[rows.record]
+        for name in ("version", "src", "dst", "protocol", "ttl", "ip_id", "fragment", "ip_length"):
+            getattr(block, name)[:] = getattr(rows, name)
+        filled += rows.at.size
+    return table.take(slice(0, filled)), skipped
+
+
+def comparable_bytes(records: Records) -> int:
+    """Return the fewest IP bytes, from the IP header on, that any cut-off record holds; 65535 if none is cut.
+
+    A record is cut off when it is shorter than the wire had it and holds less than its IP length; records that
+    are no row for `decode` do not count.
+    """
+    fewest = ALL_BYTES
+    cut = records.captured_length < records.wire_length
+    for start in range(0, records.offset.size, BLOCK_RECORDS):
+        block = slice(start, min(start + BLOCK_RECORDS, records.offset.size))
+        if not cut[block].any():
+            continue
+        frames = find_ip(records, block, Counter())
+        frames = frames.take(cut[frames.record])
+        rows = read_ip(records.buffer, frames, AddressBook(), Counter())
+        rows, _ = legible_rows(rows, Counter())
+        held = rows.available[rows.available < rows.ip_length]
+        fewest = min(fewest, int(held.min(initial=ALL_BYTES)))
+    return fewest
+
+
+def _uninitialised(rows: int) -> PacketTable:
+    """Return a table of `rows` rows that hold anything."""
+    return PacketTable(**{name: np.empty(rows, dtype) for name, dtype in COLUMNS.items()})

@@ -1,0 +1,205 @@
+"""Flows at one point: packets grouped into conversations, both directions (RFC 5103 biflow).
+
+A flow here is what one point alone can see: a protocol and two endpoints. Partial groups are made window
+by window and merged once at the end, so that windows, processes and machines can work apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nattrace.table import ECHO_REPLY, ECHO_REPLY_V6, ECHO_REQUEST, ECHO_REQUEST_V6, ICMP, ICMPV6, TCP
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from nattrace.table import PacketTable
+
+#: Bits of `Flows.hint`: who certainly opened the conversation.
+LOW_OPENED, HIGH_OPENED = 1, 2
+
+_SYN, _SYN_ACK = 0x02, 0x12
+
+
+@dataclass(slots=True)
+class Flows:
+    """Conversations at one point, one row each. "Low" is the endpoint with the smaller hash (see `flow_hash`).
+
+    "Forward" packets go from low to high. Counts are packets, times ns since the epoch.
+    """
+
+    hash: NDArray[np.uint64]
+    version: NDArray[np.uint8]
+    protocol: NDArray[np.uint8]
+    low_address: NDArray[np.uint32]
+    low_port: NDArray[np.uint16]
+    high_address: NDArray[np.uint32]
+    high_port: NDArray[np.uint16]
+    forward: NDArray[np.int64]
+    backward: NDArray[np.int64]
+    first_ns: NDArray[np.int64]
+    last_ns: NDArray[np.int64]
+    first_backward: NDArray[np.bool_]  #: the first packet went from high to low
+    hint: NDArray[np.uint8]  #: LOW_OPENED, HIGH_OPENED, both (contradiction) or 0
+
+    def __len__(self) -> int:
+        """Conversations."""
+        return int(self.hash.size)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Flows]) -> Flows:
+        """Return all rows in order."""
+        return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
+
+
+def sorted_groups(keys: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return (order, starts): rows ordered so that equal keys are neighbours, and where each group starts.
+
+    Inside a group the rows ascend. One sort of values that carry their index in the low bits; where the
+    shortened key confuses two groups (checked), a full sort is done instead.
+    """
+    rows = keys.size
+    if rows == 0:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    bits = max(int(rows - 1).bit_length(), 1)
+    mask = np.uint64((1 << bits) - 1)
+    packed = keys & ~mask
+    packed |= np.arange(rows, dtype=np.uint64)
+    packed.sort()
+    order = (packed & mask).astype(np.int64)
+    packed >>= np.uint64(bits)
+    new = np.empty(rows, np.bool_)
+    new[0] = True
+    np.not_equal(packed[1:], packed[:-1], out=new[1:])
+    ordered = keys[order]
+    if (np.not_equal(ordered[1:], ordered[:-1]) & ~new[1:]).any():
+        order = np.argsort(keys, kind="stable")
+        ordered = keys[order]
+        np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
+    return order, np.flatnonzero(new)
+
+
+def members(order: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the group number of every row, given the grouped order and where groups start."""
+    label = np.zeros(order.size, np.int64)
+    label[starts[1:]] = 1
+    member = np.empty(order.size, np.int64)
+    member[order] = np.cumsum(label)
+    return member
+
+
+def group_flows(
+    table: PacketTable, hashes: NDArray[np.uint64], backward: NDArray[np.bool_]
+) -> tuple[Flows, NDArray[np.int64]]:
+    """Group the rows of a table into conversations.
+
+    Returns the flows and, for each row, the index of its flow. `hashes` and `backward` are from `flow_hash`.
+    """
+    order, starts = sorted_groups(hashes)
+    member = members(order, starts)
+    leader = order[starts]
+    turned = backward[leader]
+    src, dst = table.src[leader], table.dst[leader]
+    sport, dport = table.sport[leader], table.dport[leader]
+    time = table.time_ns[order]
+    backwards = np.add.reduceat(backward[order].astype(np.int64), starts) if starts.size else starts
+    sizes = np.diff(np.append(starts, order.size))
+    first = np.minimum.reduceat(time, starts) if starts.size else starts
+    last = np.maximum.reduceat(time, starts) if starts.size else starts
+    hints = _opened(table, backward)[order]
+    hint = np.bitwise_or.reduceat(hints, starts) if starts.size else np.empty(0, np.uint8)
+    protocol = table.protocol[leader]
+    return (
+        Flows(
+            hash=hashes[leader],
+            version=table.version[leader],
+            protocol=protocol,
+            low_address=np.where(turned, dst, src),
+            low_port=np.where(turned, dport, sport),
+            high_address=np.where(turned, src, dst),
+            high_port=np.where(turned, sport, dport),
+            forward=sizes - backwards,
+            backward=backwards,
+            first_ns=first,
+            last_ns=last,
+            first_backward=turned,
+            hint=hint,
+        ),
+        member,
+    )
+
+
+def _opened(table: PacketTable, backward: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return for each packet who, by its own word, opened the conversation: a SYN, an echo request."""
+    by_sender = np.zeros(len(table), np.bool_)
+    by_receiver = by_sender.copy()
+    tcp = table.protocol == TCP
+    flags = table.tcp_flags & np.uint16(_SYN_ACK)
+    by_sender |= tcp & (flags == _SYN)
+    by_receiver |= tcp & (flags == _SYN_ACK)
+    if not tcp.all():
+        v4, v6, kind = table.protocol == ICMP, table.protocol == ICMPV6, table.icmp_type
+        by_sender |= (v4 & (kind == ECHO_REQUEST)) | (v6 & (kind == ECHO_REQUEST_V6))
+        by_receiver |= (v4 & (kind == ECHO_REPLY)) | (v6 & (kind == ECHO_REPLY_V6))
+        by_sender |= v4 & ((kind == 13) | (kind == 15) | (kind == 17))
+        by_receiver |= v4 & ((kind == 14) | (kind == 16) | (kind == 18))
+    opened: NDArray[Any] = np.zeros(len(table), np.uint8)
+    opened[by_sender] = LOW_OPENED
+    opened[by_receiver] = HIGH_OPENED
+    turned = backward & (by_sender | by_receiver)
+    opened[turned] ^= np.uint8(LOW_OPENED | HIGH_OPENED)
+    return opened
+
+
+def merge_flows(parts: Sequence[Flows]) -> tuple[Flows, NDArray[np.int64]]:
+    """Merge partial groups into one row a conversation.
+
+    Returns the merged flows and, for each row of the concatenated parts, its index among them.
+    """
+    if not parts:
+        return group_flows_empty(), np.empty(0, np.int64)
+    rows = Flows.concatenate(parts)
+    order, starts = sorted_groups(rows.hash)
+    member = members(order, starts)
+    # the earliest part is the leader of its group, so that "first packet" stays true
+    leader = order[starts]
+    earliest = np.minimum.reduceat(rows.first_ns[order], starts)
+    is_first = rows.first_ns[order] == np.repeat(earliest, np.diff(np.append(starts, order.size)))
+    spot = np.flatnonzero(is_first)
+    group_of_spot = member[order[spot]]
+    _, pick = np.unique(group_of_spot, return_index=True)
+    opener = order[spot[pick]]
+    return (
+        Flows(
+            hash=rows.hash[leader],
+            version=rows.version[leader],
+            protocol=rows.protocol[leader],
+            low_address=rows.low_address[leader],
+            low_port=rows.low_port[leader],
+            high_address=rows.high_address[leader],
+            high_port=rows.high_port[leader],
+            forward=np.add.reduceat(rows.forward[order], starts),
+            backward=np.add.reduceat(rows.backward[order], starts),
+            first_ns=earliest,
+            last_ns=np.maximum.reduceat(rows.last_ns[order], starts),
+            first_backward=rows.first_backward[opener],
+            hint=np.bitwise_or.reduceat(rows.hint[order], starts),
+        ),
+        member,
+    )
+
+
+def group_flows_empty() -> Flows:
+    """Return a table of no flows."""
+    kinds: dict[str, Any] = {
+        "hash": np.uint64, "version": np.uint8, "protocol": np.uint8, "low_address": np.uint32,
+        "low_port": np.uint16, "high_address": np.uint32, "high_port": np.uint16, "forward": np.int64,
+        "backward": np.int64, "first_ns": np.int64, "last_ns": np.int64, "first_backward": np.bool_,
+        "hint": np.uint8,
+    }  # fmt: skip
+    return Flows(**{name: np.empty(0, kind) for name, kind in kinds.items()})

@@ -1,0 +1,154 @@
+"""Keys: what a packet is, apart from everything NAT may rewrite.
+
+A key never contains an address, a port, an ICMP id, a TTL or an IP or L4 checksum. Packets of two points
+with equal keys are candidates for being the same packet; this module never decides that they are.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nattrace.table import (
+    DCCP,
+    ECHO_REPLY,
+    ECHO_REPLY_V6,
+    ECHO_REQUEST,
+    ECHO_REQUEST_V6,
+    FRAGMENT_OFFSET,
+    ICMP,
+    ICMPV6,
+    MORE_FRAGMENTS,
+    SCTP,
+    TCP,
+    UDP,
+    UDPLITE,
+)
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from numpy.typing import NDArray
+
+    from nattrace.table import PacketTable
+
+# Odd 64-bit constants with well spread bits (the golden ratio and primes of xxHash and Murmur3).
+M1 = np.uint64(0x9E3779B97F4A7C15)
+M2 = np.uint64(0xC2B2AE3D27D4EB4F)
+M3 = np.uint64(0xFF51AFD7ED558CCD)
+_S16, _S17, _S29, _S31, _S32, _S48 = (np.uint64(n) for n in (16, 17, 29, 31, 32, 48))
+
+#: L4 bytes that must be comparable before a TCP field may enter a key (RFC 9293 section 3.1).
+_ACK_END, _FLAGS_END, _WINDOW_END = 12, 14, 16
+
+
+def mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Scramble 64-bit values in place so that every input bit moves every output bit; return them."""
+    value ^= value >> _S31
+    value *= M2
+    value ^= value >> _S29
+    value *= M3
+    value ^= value >> _S32
+    return value
+
+
+def packet_keys(table: PacketTable) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return (exact, content) keys, uint64, one a row.
+
+    `content` hashes protocol, payload length, fragment offset, TCP seq, ack, flags and window or ICMP
+    type, code, seq and checksum residual, and the content hash. `exact` adds the IP identification,
+    which Linux NAT keeps but which may be 0, wrap, or be rewritten by other boxes. TCP fields that the
+    comparable length cuts off at some point of the analysis are left out at every point.
+    """
+    tcp = table.protocol == TCP
+    visible = table.l4_visible
+    seq = table.seq
+    all_tcp = bool(tcp.all())
+    word: NDArray[np.uint64] = seq.astype(np.uint64)
+    word <<= _S32
+    ack = np.where(tcp & (visible >= _ACK_END), table.ack, np.uint32(0))
+    flags = np.where(tcp & (visible >= _FLAGS_END), table.tcp_flags, np.uint16(0))
+    window = np.where(tcp & (visible >= _WINDOW_END), table.window, np.uint16(0))
+    if not all_tcp:
+        icmp = (table.protocol == ICMP) | (table.protocol == ICMPV6)
+        if icmp.any():
+            # type, code and residual ride where TCP has its acknowledgement number
+            residual = np.where(icmp & table.residual_known, table.residual, np.uint16(0)).astype(np.uint32)
+            kind = (table.icmp_type.astype(np.uint32) << np.uint32(8)) | table.icmp_code
+            ack = np.where(icmp, (kind << np.uint32(16)) | residual, ack)
+    word |= ack
+    word *= M1
+    word ^= word >> _S29
+    other = (table.payload_length.astype(np.uint64) << _S32) | (flags.astype(np.uint64) << _S16) | window
+    other ^= table.protocol.astype(np.uint64) << _S48
+    place = table.fragment & np.uint16(FRAGMENT_OFFSET | MORE_FRAGMENTS)
+    if place.any():
+        other ^= (place.astype(np.uint64) << _S48) * M3
+    other *= M2
+    word ^= other
+    word ^= table.content_hash
+    content = mix(word)
+    exact = content ^ (table.ip_id.astype(np.uint64) + np.uint64(1)) * M1
+    return content, mix(exact)
+
+
+def endpoint_hash(
+    version: NDArray[np.uint8], address: NDArray[np.uint32], port: NDArray[np.uint16]
+) -> NDArray[np.uint64]:
+    """Hash one endpoint (address and port); equal endpoints of one address book hash alike."""
+    word: NDArray[np.uint64] = address.astype(np.uint64)
+    word <<= _S16
+    word |= port
+    word ^= version.astype(np.uint64) << _S48
+    word *= M1
+    word ^= word >> _S29
+    word *= M2
+    word ^= word >> _S32
+    return word
+
+
+def flow_hash(table: PacketTable) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    """Return (hash, backward): one hash for both directions of a conversation, and which one it is.
+
+    `backward` is True where the source endpoint hashes higher than the destination endpoint: the "low"
+    endpoint of a flow is the one with the smaller hash, whatever the direction of the packet.
+    """
+    source = endpoint_hash(table.version, table.src, table.sport)
+    target = endpoint_hash(table.version, table.dst, table.dport)
+    backward = source > target
+    low = np.minimum(source, target)
+    high = np.maximum(source, target)
+    low *= M3
+    low ^= high
+    low += table.protocol
+    return mix(low), backward
+
+
+def icmp_query_rows(table: PacketTable) -> NDArray[np.bool_]:
+    """Return which rows are ICMP or ICMPv6 packets that carry an id (RFC 792, RFC 950, RFC 4443)."""
+    v4 = table.protocol == ICMP
+    v6 = table.protocol == ICMPV6
+    kind = table.icmp_type
+    query = (kind == ECHO_REPLY) | (kind == ECHO_REQUEST) | ((kind >= 13) & (kind <= 18))
+    query6 = (kind == ECHO_REQUEST_V6) | (kind == ECHO_REPLY_V6)
+    rows: NDArray[np.bool_] = (v4 & query) | (v6 & query6)
+    return rows
+
+
+def icmp_error_rows(table: PacketTable) -> NDArray[np.bool_]:
+    """Return which rows are ICMP errors: they quote a packet and have no id (RFC 792, RFC 4443)."""
+    v4 = table.protocol == ICMP
+    v6 = table.protocol == ICMPV6
+    kind = table.icmp_type
+    error = (kind == 3) | (kind == 4) | (kind == 5) | (kind == 11) | (kind == 12)
+    rows: NDArray[np.bool_] = (v4 & error) | (v6 & (kind < 128))
+    return rows
+
+
+def has_ports(protocol: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which protocol numbers have ports at the start of their header."""
+    rows: NDArray[np.bool_] = (
+        (protocol == TCP) | (protocol == UDP) | (protocol == UDPLITE) | (protocol == SCTP) | (protocol == DCCP)
+    )
+    return rows

@@ -1,0 +1,400 @@
+"""One pair of points: which packets are the same, window by window, and what is decided at the end.
+
+Steps (docs/architecture.md says them in prose): unique exact keys with enough evidence are believed at
+once; what they leave is tried without the IP id; the rest that still has a candidate waits until all
+bindings are known, then bindings decide, then nearness in time inside one binding. What stays tied is
+ambiguous. Nothing here reads files or knows what NAT is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nattrace.match import evidence
+from nattrace.match.keys import M1, mix
+from nattrace.match.pairing import group_ids, nearest_pairs, unique_pairs
+from nattrace.match.rows import Rows
+from nattrace.match.edges import Edges, group_edges, merge_edges
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from nattrace.table import AddressBook
+
+#: Why a packet has no partner at the other point.
+ABSENT, TIED = 0, 1
+
+#: Rows a side that may wait for the end; more are decided with the bindings known so far. It bounds memory
+#: at some 100 MB in the worst case (all packets alike) and is far above what ordinary traffic leaves.
+WAITING_LIMIT = 262_144
+
+#: A pair of unique but repeatable packets (no IP id to tell repeats apart) is believed at once only when it
+#: is no further apart than this many times the usual latency of the pair of points.
+_REACH_FACTOR = 4
+_REACH_FLOOR_NS = 100_000
+#: TCP repeats a segment after 200 ms at the earliest (Linux TCP_RTO_MIN); closer twins are one packet.
+_TCP_REACH_NS = 100_000_000
+
+#: Weak evidence must add up to this much, from several packets and nearly without dissent, to bind flows.
+_VOTE_BITS = 60
+_VOTE_PACKETS = 3
+_VOTE_SHARE = 0.9
+#: How far apart in time two packets may be to vote for their flows.
+_VOTE_WINDOW_NS = 1_000_000_000
+#: A nearest neighbour is clear when the runner-up is this many times further away.
+_MARGIN = 8
+#: Clock ticks closer than this say nothing about order (microsecond captures).
+_FLOOR_NS = 1_000
+
+#: Latencies kept to learn what is usual between two points.
+_SAMPLE = 4_096
+
+
+@dataclass(slots=True)
+class Matches:
+    """Matched packets of one step: indices into the rows of both sides, and the evidence flags."""
+
+    a: NDArray[np.int64]
+    b: NDArray[np.int64]
+    flags: NDArray[np.uint16]
+
+
+@dataclass(slots=True)
+class Unmatched:
+    """Packets of one side that found no partner at the other point, and why (ABSENT or TIED)."""
+
+    flow: NDArray[np.int64]  #: partial flow index
+    time_ns: NDArray[np.int64]
+    backward: NDArray[np.bool_]
+    number: NDArray[np.int64]
+    frame: NDArray[np.uint32]
+    reason: NDArray[np.uint8]
+
+
+@dataclass(slots=True)
+class PairState:
+    """What is known between a first and a second point; grows with every window."""
+
+    book: AddressBook
+    edges: list[Edges] = field(default_factory=list)
+    edge_count: int = 0
+    #: latency samples: partial edge index, direction at the first point, delta ns
+    sample_edge: list[NDArray[np.int64]] = field(default_factory=list)
+    sample_backward: list[NDArray[np.bool_]] = field(default_factory=list)
+    sample_delta: list[NDArray[np.int64]] = field(default_factory=list)
+    waiting_a: list[Rows] = field(default_factory=list)
+    waiting_b: list[Rows] = field(default_factory=list)
+    unmatched_a: list[Unmatched] = field(default_factory=list)
+    unmatched_b: list[Unmatched] = field(default_factory=list)
+    usual: list[NDArray[np.int64]] = field(default_factory=list)
+    usual_count: int = 0
+    #: called with every accepted set of pairs: (rows a, rows b, partial edge indices, flags)
+    on_match: Callable[[Rows, Rows, NDArray[np.int64], NDArray[np.uint16]], None] | None = None
+    on_unmatched: Callable[[int, Rows, NDArray[np.uint8]], None] | None = None
+
+    # -- learning ------------------------------------------------------------------------------------
+
+    def reach_ns(self) -> int | None:
+        """Return how far apart two sightings of one packet usually are at most; None while unknown."""
+        if not self.usual:
+            return None
+        deltas = np.abs(np.concatenate(self.usual))
+        return max(_REACH_FACTOR * int(np.percentile(deltas, 99.5)), _REACH_FLOOR_NS)
+
+    def learn(self, deltas: NDArray[np.int64]) -> None:
+        """Remember latencies of pairs that are beyond doubt."""
+        if deltas.size and self.usual_count < _SAMPLE:
+            step = max(1, deltas.size // (_SAMPLE // 4))
+            self.usual.append(deltas[::step][:_SAMPLE])
+            self.usual_count += self.usual[-1].size
+
+    # -- commit --------------------------------------------------------------------------------------
+
+    def commit(self, rows_a: Rows, rows_b: Rows, found: Matches) -> None:
+        """Turn matched packets into partial edges and latency samples."""
+        if not found.a.size:
+            return
+        whole = found.a.size == len(rows_a)
+        a, b = found.a, found.b
+        backward = rows_a.backward if whole else rows_a.backward[a]
+        swap = backward != rows_b.backward[b]
+        time = rows_a.table.time_ns[a]
+        delta = rows_b.table.time_ns[b] - time
+        ttl = rows_a.table.ttl[a].astype(np.int64) - rows_b.table.ttl[b]
+        edges, member = group_edges(
+            rows_a.flow[a], rows_b.flow[b], swap, backward, time, ttl, delta, found.flags
+        )
+        member += self.edge_count
+        self.edges.append(edges)
+        self.edge_count += len(edges)
+        self.sample_edge.append(member)
+        self.sample_backward.append(backward)
+        self.sample_delta.append(delta)
+        if self.on_match is not None:
+            self.on_match(rows_a.take(a), rows_b.take(b), member, found.flags)
+
+    # -- step 1 and 2: keys and evidence -------------------------------------------------------------
+
+    def match_unique(self, rows_a: Rows, rows_b: Rows, window_ns: int) -> Matches:
+        """Match packets whose key is unique on both sides and whose evidence suffices by itself."""
+        first = self._believe(rows_a, rows_b, *unique_pairs(rows_a.exact, rows_b.exact), window_ns)
+        left_a = _others(len(rows_a), first.a)
+        left_b = _others(len(rows_b), first.b)
+        if not left_a.size or not left_b.size:
+            return first
+        ia, ib = unique_pairs(rows_a.content[left_a], rows_b.content[left_b])
+        if not ia.size:
+            return first
+        second = self._believe(rows_a, rows_b, left_a[ia], left_b[ib], window_ns)
+        return Matches(
+            np.concatenate([first.a, second.a]),
+            np.concatenate([first.b, second.b]),
+            np.concatenate([first.flags, second.flags]),
+        )
+
+    def _believe(
+        self, rows_a: Rows, rows_b: Rows, a: NDArray[np.int64], b: NDArray[np.int64], window_ns: int
+    ) -> Matches:
+        if not a.size:
+            return Matches(a, b, np.empty(0, np.uint16))
+        table_a, table_b = rows_a.table.take(a), rows_b.table.take(b)
+        bits, flags, conflict = evidence.weigh(table_a, table_b, self.book)
+        delta = table_b.time_ns - table_a.time_ns
+        apart = np.abs(delta)
+        good = (bits >= evidence.STRONG) & ~conflict & (apart <= window_ns)
+        told_apart = (flags & evidence.IP_ID) != 0
+        self.learn(delta[good & told_apart])
+        reach = self.reach_ns()
+        if reach is not None:
+            tcp = (flags & evidence.TCP_SEQ) != 0
+            limit = np.where(tcp, max(reach, _TCP_REACH_NS), reach)
+            good &= told_apart | (apart <= limit)
+        if not good.all():
+            a, b, flags = a[good], b[good], flags[good]
+        return Matches(a, b, flags)
+
+    # -- step 3 and 5: bindings, ties, refusal -------------------------------------------------------
+
+    def settle(self, left_a: Rows, left_b: Rows, here_a: Rows, here_b: Rows) -> None:
+        """Take packets that leave the window unmatched: those with a candidate wait, the others are absent.
+
+        `here_a` and `here_b` are all unmatched packets of the window, the leaving ones among them.
+        """
+        for side, left, others in ((0, left_a, here_b), (1, left_b, here_a)):
+            if not len(left):
+                continue
+            waits = np.isin(left.content, others.content)
+            waits |= np.isin(left.content, np.concatenate(
+                [w.content for w in (self.waiting_b if side == 0 else self.waiting_a)] or [left.content[:0]]
+            ))  # fmt: skip
+            if waits.any():
+                (self.waiting_a if side == 0 else self.waiting_b).append(left.take(waits))
+            if not waits.all():
+                self.give_up(side, left.take(~waits), np.zeros(int((~waits).sum()), np.uint8))
+
+    def waiting_rows(self) -> int:
+        """Return how many rows wait on the fuller side."""
+        return max(sum(map(len, self.waiting_a)), sum(map(len, self.waiting_b)))
+
+    def give_up(self, side: int, rows: Rows, reason: NDArray[np.uint8]) -> None:
+        """Record packets that stay unmatched."""
+        if not len(rows):
+            return
+        record = Unmatched(
+            rows.flow, rows.table.time_ns, rows.backward, rows.number, rows.table.frame, reason
+        )  # fmt: skip
+        (self.unmatched_a if side == 0 else self.unmatched_b).append(record)
+        if self.on_unmatched is not None:
+            self.on_unmatched(side, rows, reason)
+
+    def resolve(
+        self, flows_a: NDArray[np.int64], flows_b: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Decide all waiting packets with the bindings known by now; return the numbers of matched packets.
+
+        `flows_a` and `flows_b` map partial to merged flows. Bindings come from packets matched by
+        evidence; where a flow has none, weak evidence of several packets may add up to one.
+        """
+        rows_a, rows_b = Rows.concatenate(self.waiting_a), Rows.concatenate(self.waiting_b)
+        self.waiting_a, self.waiting_b = [], []
+        matched_a, matched_b = [], []
+        edges, _ = merge_edges(self.edges, flows_a, flows_b)
+        done_a, done_b = np.zeros(len(rows_a), np.bool_), np.zeros(len(rows_b), np.bool_)
+        if len(rows_a) and len(rows_b):
+            votes = self._vote(rows_a, rows_b, flows_a, flows_b, edges)
+            if len(votes):
+                edges = Edges.concatenate([edges, votes])
+            for by in ("exact", "content"):
+                open_a, open_b = np.flatnonzero(~done_a), np.flatnonzero(~done_b)
+                found = self._by_binding(rows_a.take(open_a), rows_b.take(open_b), by, flows_a, flows_b, edges)
+                found = Matches(open_a[found.a], open_b[found.b], found.flags)
+                self.commit(rows_a, rows_b, found)
+                done_a[found.a] = True
+                done_b[found.b] = True
+                matched_a.append(rows_a.number[found.a])
+                matched_b.append(rows_b.number[found.b])
+        rest_a, rest_b = rows_a.take(~done_a), rows_b.take(~done_b)
+        self.give_up(0, rest_a, _tied(rest_a, rest_b))
+        self.give_up(1, rest_b, _tied(rest_b, rest_a))
+        none = [np.empty(0, np.int64)]
+        return np.concatenate(matched_a + none), np.concatenate(matched_b + none)
+
+    def _vote(
+        self,
+        rows_a: Rows,
+        rows_b: Rows,
+        flows_a: NDArray[np.int64],
+        flows_b: NDArray[np.int64],
+        edges: Edges,
+    ) -> Edges:
+        """Let pairs too weak alone vote for bindings between flows that have none yet."""
+        free_a = np.flatnonzero(~np.isin(flows_a[rows_a.flow], edges.flow_a))
+        free_b = np.flatnonzero(~np.isin(flows_b[rows_b.flow], edges.flow_b))
+        if not free_a.size or not free_b.size:
+            return Edges.empty()
+        rows_a, rows_b = rows_a.take(free_a), rows_b.take(free_b)
+        pairs: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = [unique_pairs(rows_a.exact, rows_b.exact)]
+        for end in ("dst", "src"):
+            keys = [
+                mix(r.exact ^ (getattr(r.table, end).astype(np.uint64) + np.uint64(1)) * M1)
+                for r in (rows_a, rows_b)
+            ]
+            group_a, group_b = group_ids(*keys)
+            pairs.append(
+                nearest_pairs(
+                    group_a, rows_a.table.time_ns, group_b, rows_b.table.time_ns,
+                    window_ns=_VOTE_WINDOW_NS, floor_ns=_FLOOR_NS, margin=_MARGIN, rounds=1,
+                )  # fmt: skip
+            )
+        both = np.unique(np.concatenate([np.stack(p) for p in pairs], axis=1), axis=1)
+        a, b = both[0], both[1]
+        bits, flags, conflict = evidence.weigh(rows_a.table.take(a), rows_b.table.take(b), self.book)
+        a, b, bits, flags = a[~conflict], b[~conflict], bits[~conflict], flags[~conflict]
+        if not a.size:
+            return Edges.empty()
+        backward = rows_a.backward[a]
+        time = rows_a.table.time_ns[a]
+        delta = rows_b.table.time_ns[b] - time
+        votes, member = group_edges(
+            flows_a[rows_a.flow[a]], flows_b[rows_b.flow[b]], backward != rows_b.backward[b], backward, time,
+            np.zeros(a.size, np.int64), delta, flags,
+        )  # fmt: skip
+        weight = np.bincount(member, bits, len(votes))
+        count = np.bincount(member, minlength=len(votes))
+        total_a = np.bincount(votes.flow_a, count, int(votes.flow_a.max()) + 1)[votes.flow_a]
+        total_b = np.bincount(votes.flow_b, count, int(votes.flow_b.max()) + 1)[votes.flow_b]
+        elected = (weight >= _VOTE_BITS) & (count >= _VOTE_PACKETS)
+        elected &= (count >= _VOTE_SHARE * total_a) & (count >= _VOTE_SHARE * total_b)
+        return votes.take(elected)
+
+    def _by_binding(
+        self,
+        rows_a: Rows,
+        rows_b: Rows,
+        by: str,
+        flows_a: NDArray[np.int64],
+        flows_b: NDArray[np.int64],
+        edges: Edges,
+    ) -> Matches:
+        """Match packets with equal keys inside one binding: alone there, or clearly nearest in time."""
+        nothing = Matches(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint16))
+        if not len(edges) or not len(rows_a) or not len(rows_b):
+            return nothing
+        edge_a = edge_of(flows_a[rows_a.flow], rows_a.table.time_ns, edges.flow_a, edges)
+        edge_b = edge_of(flows_b[rows_b.flow], rows_b.table.time_ns, edges.flow_b, edges)
+        on_a, on_b = np.flatnonzero(edge_a >= 0), np.flatnonzero(edge_b >= 0)
+        if not on_a.size or not on_b.size:
+            return nothing
+        edge_a, edge_b = edge_a[on_a], edge_b[on_b]
+        back_a = rows_a.backward[on_a]
+        back_b = rows_b.backward[on_b] ^ edges.swap[edge_b]
+        lane_a = (edge_a.astype(np.uint64) << np.uint64(1)) | back_a
+        lane_b = (edge_b.astype(np.uint64) << np.uint64(1)) | back_b
+        key_a = mix(getattr(rows_a, by)[on_a] ^ lane_a * M1)
+        key_b = mix(getattr(rows_b, by)[on_b] ^ lane_b * M1)
+        group_a, group_b = group_ids(key_a, key_b)
+        shift = _usual_delta(edges, edge_a, back_a)
+        reach = self.reach_ns()
+        a, b = nearest_pairs(
+            group_a, rows_a.table.time_ns[on_a] + shift, group_b, rows_b.table.time_ns[on_b],
+            window_ns=_VOTE_WINDOW_NS if reach is None else reach,
+            floor_ns=_FLOOR_NS if reach is None else max(reach // (2 * _REACH_FACTOR), _FLOOR_NS),
+            margin=_MARGIN, rounds=4,
+        )  # fmt: skip
+        a, b = on_a[a], on_b[b]
+        _, flags, conflict = evidence.weigh(rows_a.table.take(a), rows_b.table.take(b), self.book)
+        flags |= np.uint16(evidence.BINDING)
+        return Matches(a[~conflict], b[~conflict], flags[~conflict])
+
+
+def _others(rows: int, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the indices below `rows` that are not among `chosen`."""
+    mask = np.ones(rows, np.bool_)
+    mask[chosen] = False
+    return np.flatnonzero(mask)
+
+
+def edge_of(
+    flow: NDArray[np.int64], time_ns: NDArray[np.int64], edge_flow: NDArray[np.int64], edges: Edges
+) -> NDArray[np.int64]:
+    """Return for each packet the edge its flow was on at its time, -1 where its flow has none.
+
+    A flow with several edges over time (a binding that was renewed) is on the one whose matched packets
+    surround it in time, or the first or last one for a packet before or after all of them; a packet
+    between two bindings, or inside both, is on neither.
+    """
+    order = np.lexsort((edges.first_ns, edge_flow))
+    owner = edge_flow[order]
+    low = np.searchsorted(owner, flow, "left")
+    high = np.searchsorted(owner, flow, "right")
+    result = np.full(flow.size, -1, np.int64)
+    single = high - low == 1
+    result[single] = order[low[single]]
+    several = np.flatnonzero(high - low > 1)
+    if several.size:
+        first, last = edges.first_ns[order], edges.last_ns[order]
+        t = time_ns[several]
+        covering = np.zeros(several.size, np.int64)
+        choice = np.full(several.size, -1, np.int64)
+        for step in range(int((high - low).max())):
+            slot = low[several] + step
+            valid = slot < high[several]
+            slot = np.minimum(slot, order.size - 1)
+            inside = valid & (first[slot] <= t) & (t <= last[slot])
+            covering += inside
+            choice = np.where(inside, order[slot], choice)
+        result[several] = np.where(covering == 1, choice, -1)
+        # edges of a flow are in order of their first packet; their last packets need not be
+        ends = np.maximum.reduceat(last, np.unique(low[several]))[np.unique(low[several], return_inverse=True)[1]]
+        early, late = t < first[low[several]], t > ends
+        result[several[early]] = order[low[several[early]]]
+        result[several[late]] = order[high[several[late]] - 1]
+    return result
+
+
+def _usual_delta(edges: Edges, edge: NDArray[np.int64], backward: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the mean delta of each packet's edge and direction, 0 where it has no samples."""
+    count = np.where(backward, edges.backward[edge], edges.forward[edge])
+    total = np.where(backward, edges.delta_backward[edge], edges.delta_forward[edge])
+    return np.where(count > 0, total // np.maximum(count, 1), 0)
+
+
+def _tied(rows: Rows, others: Rows) -> NDArray[np.uint8]:
+    """Return TIED for rows that still have a believable candidate among `others`, else ABSENT."""
+    tied = np.zeros(len(rows), np.uint8)
+    if not len(rows) or not len(others):
+        return tied
+    without_ids = not rows.table.ip_id.any() or not others.table.ip_id.any()
+    for end in ("src", "dst"):
+        own, their = (
+            np.where((r.table.ip_id != 0) & (not without_ids), r.exact, r.content)
+            ^ (getattr(r.table, end).astype(np.uint64) + np.uint64(1)) * M1
+            for r in (rows, others)
+        )
+        tied |= np.isin(own, their)
+    return tied

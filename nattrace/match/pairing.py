@@ -1,0 +1,143 @@
+"""Pairing: equal keys by sorting, nearest neighbours in time. Pure array code without any policy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+def unique_pairs(
+    keys_a: NDArray[np.uint64], keys_b: NDArray[np.uint64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return index pairs (a, b) whose key occurs exactly once on either side, ascending in a.
+
+    One sort of packed values (key bits, side, index) is several times faster than an argsort, because the
+    index rides in the low bits. A key shortened by that may make two keys look equal; such rows are simply
+    not returned (they stay for a later, smaller round), and every returned pair has equal full keys.
+    """
+    rows = max(keys_a.size, keys_b.size, 2)
+    if not keys_a.size or not keys_b.size:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    bits = int(rows - 1).bit_length()
+    low = np.uint64((1 << (bits + 1)) - 1)
+    index_mask = np.uint64((1 << bits) - 1)
+    packed = np.empty(keys_a.size + keys_b.size, np.uint64)
+    np.bitwise_and(keys_a, ~low, out=packed[: keys_a.size])
+    packed[: keys_a.size] |= np.arange(keys_a.size, dtype=np.uint64)
+    np.bitwise_and(keys_b, ~low, out=packed[keys_a.size :])
+    packed[keys_a.size :] |= np.arange(keys_b.size, dtype=np.uint64) | np.uint64(1 << bits)
+    packed.sort()
+    group = packed >> np.uint64(bits + 1)
+    starts = np.empty(packed.size + 1, np.bool_)
+    starts[0] = starts[-1] = True
+    np.not_equal(group[1:], group[:-1], out=starts[1:-1])
+    # exactly two members start here; A sorts before B, so they are one of each when their sides differ
+    two = np.flatnonzero(starts[:-2] & ~starts[1:-1] & starts[2:])
+    side = np.uint64(1 << bits)
+    two = two[((packed[two] & side) == 0) & ((packed[two + 1] & side) != 0)]
+    a = (packed[two] & index_mask).astype(np.int64)
+    b = (packed[two + 1] & index_mask).astype(np.int64)
+    same = keys_a[a] == keys_b[b]
+    if not same.all():
+        a, b = a[same], b[same]
+    # by scatter, not by sort: later gathers are then nearly sequential in both tables
+    partner = np.full(keys_a.size, -1, np.int64)
+    partner[a] = b
+    a = np.flatnonzero(partner >= 0)
+    return a, partner[a]
+
+
+def group_ids(*keys: NDArray[np.uint64]) -> list[NDArray[np.int64]]:
+    """Return dense ids, shared between the arrays: equal key, equal id."""
+    _, inverse = np.unique(np.concatenate(keys), return_inverse=True)
+    inverse = inverse.reshape(-1)
+    edges = np.cumsum([k.size for k in keys])[:-1]
+    return [part.astype(np.int64) for part in np.split(inverse, edges)]
+
+
+def _neighbours(
+    group: NDArray[np.int64],
+    time: NDArray[np.int64],
+    other_group: NDArray[np.int64],
+    other_time: NDArray[np.int64],
+    far: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """For rows sorted by (group, time): nearest row of the other side, its distance, the runner-up's distance.
+
+    Nearest is -1 and a distance `far` where the group has no such row.
+    """
+    # The position of (group, time) in the other side, found by one merge of both sorted sequences.
+    order = np.lexsort(
+        (np.concatenate([np.zeros(other_time.size, np.int8), np.ones(time.size, np.int8)]),
+         np.concatenate([other_time, time]),
+         np.concatenate([other_group, group]))
+    )  # fmt: skip
+    is_own = order >= other_time.size
+    position = np.empty(time.size, np.int64)
+    position[order[is_own] - other_time.size] = (np.cumsum(~is_own))[is_own]
+    best = np.full(time.size, far, np.int64)
+    second = np.full(time.size, far, np.int64)
+    nearest = np.full(time.size, -1, np.int64)
+    for step in (-1, 0, -2, 1):
+        candidate = position + step
+        inside = (candidate >= 0) & (candidate < other_time.size)
+        candidate = np.clip(candidate, 0, max(other_time.size - 1, 0))
+        inside &= other_group[candidate] == group
+        distance = np.where(inside, np.abs(other_time[candidate] - time), far)
+        closer = distance < best
+        second = np.where(closer, best, np.minimum(second, distance))
+        nearest = np.where(closer, candidate, nearest)
+        best = np.where(closer, distance, best)
+    return nearest, best, second
+
+
+def nearest_pairs(
+    group_a: NDArray[np.int64],
+    time_a: NDArray[np.int64],
+    group_b: NDArray[np.int64],
+    time_b: NDArray[np.int64],
+    *,
+    window_ns: int,
+    floor_ns: int,
+    margin: int,
+    rounds: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return pairs (a, b) of one group that are each other's nearest in time, and clearly so.
+
+    Clearly: the runner-up on either side is at least `margin` times further away than the pair is apart,
+    where a pair closer than `floor_ns` counts as `floor_ns` apart (what the path's own jitter can do). A
+    tie is never broken. No pair is further apart than `window_ns`. With more than one round, a packet
+    whose rival has found its own partner gets another chance.
+    """
+    far = np.int64(2**62)
+    rows_a = np.lexsort((time_a, group_a))
+    rows_b = np.lexsort((time_b, group_b))
+    found_a: list[NDArray[np.int64]] = []
+    found_b: list[NDArray[np.int64]] = []
+    for _ in range(rounds):
+        if not rows_a.size or not rows_b.size:
+            break
+        ga, ta, gb, tb = group_a[rows_a], time_a[rows_a], group_b[rows_b], time_b[rows_b]
+        near_a, best_a, second_a = _neighbours(ga, ta, gb, tb, int(far))
+        near_b, _, second_b = _neighbours(gb, tb, ga, ta, int(far))
+        own = np.arange(rows_a.size)
+        safe = np.maximum(near_a, 0)
+        runner_up = np.minimum(second_a, second_b[safe])
+        limit = np.maximum(best_a, floor_ns)
+        clear = (near_a >= 0) & (near_b[safe] == own) & (best_a <= window_ns)
+        clear &= runner_up // margin >= limit
+        if not clear.any():
+            break
+        taken_b = np.zeros(rows_b.size, np.bool_)
+        taken_b[near_a[clear]] = True
+        found_a.append(rows_a[clear])
+        found_b.append(rows_b[near_a[clear]])
+        rows_a, rows_b = rows_a[~clear], rows_b[~taken_b]
+    if not found_a:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    a = np.concatenate(found_a)
+    order = np.argsort(a, kind="stable")
+    return a[order], np.concatenate(found_b)[order]

@@ -1,0 +1,60 @@
+"""Rows: packets of one point with what matching needs beside the packet table. Data only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nattrace.match.keys import flow_hash, packet_keys
+from nattrace.table import PacketTable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+
+@dataclass(slots=True)
+class Rows:
+    """Packets that wait to be matched, one row each; all columns of equal length."""
+
+    table: PacketTable
+    content: NDArray[np.uint64]  #: key without IP id, see `packet_keys`
+    exact: NDArray[np.uint64]  #: key with IP id
+    flow_key: NDArray[np.uint64]  #: see `flow_hash`
+    backward: NDArray[np.bool_]
+    number: NDArray[np.int64]  #: running number among the point's decoded packets
+    flow: NDArray[np.int64]  #: index of the point's partial flow; -1 until grouped
+
+    def __len__(self) -> int:
+        """Packets."""
+        return len(self.table)
+
+    @classmethod
+    def prepare(cls, table: PacketTable, first_number: int) -> Rows:
+        """Compute keys for freshly decoded packets."""
+        content, exact = packet_keys(table)
+        key, backward = flow_hash(table)
+        number = np.arange(first_number, first_number + len(table))
+        return cls(table, content, exact, key, backward, number, np.full(len(table), -1, np.int64))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Rows]) -> Rows:
+        """Return all rows in order."""
+        if len(parts) == 1:
+            return parts[0]
+        if not parts:
+            return cls.prepare(PacketTable.empty(), 0)
+        return cls(
+            PacketTable.concatenate([p.table for p in parts]),
+            *(np.concatenate([getattr(p, name) for p in parts]) for name in _EXTRA),
+        )
+
+    def take(self, rows: NDArray[Any]) -> Rows:
+        """Return the given rows: indices or a mask."""
+        return Rows(self.table.take(rows), *(getattr(self, name)[rows] for name in _EXTRA))
+
+
+_EXTRA = ("content", "exact", "flow_key", "backward", "number", "flow")

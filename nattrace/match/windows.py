@@ -1,0 +1,188 @@
+"""Windows: matching any number of points over time with bounded memory.
+
+Packets of all points are taken in together, in step with time. A window is matched when some point has
+enough packets; what is older than the reach of the window leaves it, the rest is carried into the next.
+`Matcher.add` and `Matcher.finish` are all a reader needs; nothing here touches files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nattrace.match.pair import WAITING_LIMIT, PairState
+from nattrace.match.rows import Rows
+from nattrace.match.flows import Flows, group_flows, merge_flows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from nattrace.table import AddressBook, PacketTable
+
+#: Packets of one point that make a window: large enough that per-window work is small, small enough to
+#: stay in cache (some 20 MB with its keys).
+WINDOW_PACKETS = 131_072
+
+#: Two sightings of one packet are never further apart than this. Queues of slow uplinks hold packets for
+#: seconds (a full 1000-packet queue at 1 Mbit/s: 12 s); nothing forwards a packet after half a minute.
+REACH_NS = 30_000_000_000
+
+#: With more points than this, pairs without a common key are skipped instead of matched.
+_FEW_POINTS = 3
+
+
+@dataclass(slots=True)
+class PointState:
+    """One point while it is read."""
+
+    pending: list[Rows] = field(default_factory=list)  #: arrived since the last window
+    window: Rows = field(default_factory=lambda: Rows.concatenate([]))  #: carried over
+    paired: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), np.bool_))  #: (rows, points)
+    flows: list[Flows] = field(default_factory=list)
+    flow_count: int = 0
+    decoded: int = 0
+    waiting: int = 0  #: rows in `pending`
+    matched: list[NDArray[np.int64]] = field(default_factory=list)  #: numbers of rows matched anywhere
+    newest_ns: int = -(2**62)
+
+
+@dataclass(slots=True)
+class Matcher:
+    """Matches the packets of points that are added as they are found (0, 1, 2, ...)."""
+
+    book: AddressBook
+    on_pair: Callable[[int, int, PairState], None] | None = None  #: told of every new pair of points
+    points: list[PointState] = field(default_factory=list)
+    pairs: dict[tuple[int, int], PairState] = field(default_factory=dict)
+
+    def add(self, point: int, table: PacketTable) -> None:
+        """Take in the next packets of a point, in the order of its file."""
+        while len(self.points) <= point:
+            self.points.append(PointState())
+        if not len(table):
+            return
+        state = self.points[point]
+        state.pending.append(Rows.prepare(table, state.decoded))
+        state.decoded += len(table)
+        state.waiting += len(table)
+        state.newest_ns = max(state.newest_ns, int(table.time_ns[-1]))
+
+    def full(self) -> bool:
+        """Say whether some point has enough packets for a window."""
+        return any(s.waiting + len(s.window) >= WINDOW_PACKETS for s in self.points)
+
+    def advance(self, horizon_ns: int | None) -> None:
+        """Match what is there. All packets up to `horizon_ns` have been added; None means all packets."""
+        for state in self.points:
+            self._take_in(state)
+        for i, j in self._worth_trying():
+            self._match(i, j)
+        self._leave(horizon_ns)
+
+    def finish(self) -> None:
+        """Match the last window and decide all that waited."""
+        self.advance(None)
+        for i, j in sorted(self.pairs):
+            self._resolve(i, j)
+
+    # ------------------------------------------------------------------------------------------------
+
+    def _take_in(self, state: PointState) -> None:
+        """Group new packets into flows and join them to the window."""
+        count = len(self.points)
+        if state.pending:
+            fresh = Rows.concatenate(state.pending)
+            flows, member = group_flows(fresh.table, fresh.flow_key, fresh.backward)
+            fresh.flow = member + state.flow_count
+            state.flows.append(flows)
+            state.flow_count += len(flows)
+            state.pending, state.waiting = [], 0
+            old = state.paired
+            state.window = Rows.concatenate([state.window, fresh]) if len(state.window) else fresh
+        else:
+            old = state.paired
+        paired = np.zeros((len(state.window), count), np.bool_)
+        paired[: old.shape[0], : old.shape[1]] = old
+        state.paired = paired
+
+    def _worth_trying(self) -> list[tuple[int, int]]:
+        """Return the pairs of points that may have packets in common."""
+        present = [n for n, state in enumerate(self.points) if len(state.window)]
+        if len(present) <= _FEW_POINTS:
+            return list(combinations(present, 2))
+        keys = [np.unique(self.points[n].window.content) for n in present]
+        merged = np.concatenate(keys)
+        owner = np.repeat(np.array(present), [k.size for k in keys])
+        order = np.lexsort((owner, merged))
+        merged, owner = merged[order], owner[order]
+        found: set[tuple[int, int]] = set()
+        # a key held by k points gives pairs at distance 1..k-1 in the sorted order
+        for step in range(1, len(present)):
+            same = merged[step:] == merged[:-step]
+            if not same.any():
+                break
+            codes = np.unique(owner[:-step][same] * len(self.points) + owner[step:][same])
+            found.update(divmod(int(code), len(self.points)) for code in codes)
+        return sorted(found)
+
+    def _pair(self, i: int, j: int) -> PairState:
+        state = self.pairs.get((i, j))
+        if state is None:
+            state = self.pairs[i, j] = PairState(self.book)
+            if self.on_pair is not None:
+                self.on_pair(i, j, state)
+        return state
+
+    def _match(self, i: int, j: int) -> None:
+        a, b = self.points[i], self.points[j]
+        pair = self._pair(i, j)
+        open_a, open_b = np.flatnonzero(~a.paired[:, j]), np.flatnonzero(~b.paired[:, i])
+        rows_a = a.window if open_a.size == len(a.window) else a.window.take(open_a)
+        rows_b = b.window if open_b.size == len(b.window) else b.window.take(open_b)
+        found = pair.match_unique(rows_a, rows_b, REACH_NS)
+        pair.commit(rows_a, rows_b, found)
+        a.paired[open_a[found.a], j] = True
+        b.paired[open_b[found.b], i] = True
+        a.matched.append(rows_a.number[found.a])
+        b.matched.append(rows_b.number[found.b])
+
+    def _leave(self, horizon_ns: int | None) -> None:
+        """Let packets out of the window that nothing to come can match."""
+        limit = 2**62 if horizon_ns is None else self._limit(horizon_ns)
+        leaving = [state.window.table.time_ns < limit for state in self.points]
+        for (i, j), pair in self.pairs.items():
+            a, b = self.points[i], self.points[j]
+            open_a, open_b = ~a.paired[:, j], ~b.paired[:, i]
+            pair.settle(
+                a.window.take(open_a & leaving[i]), b.window.take(open_b & leaving[j]),
+                a.window.take(open_a), b.window.take(open_b),
+            )  # fmt: skip
+            if horizon_ns is not None and pair.waiting_rows() > WAITING_LIMIT:
+                self._resolve(i, j)
+        for n, state in enumerate(self.points):
+            stay = ~leaving[n]
+            state.window = state.window.take(stay)
+            state.paired = state.paired[stay]
+
+    def _limit(self, horizon_ns: int) -> int:
+        """Return the time before which packets leave: a reach behind the horizon, or as memory allows."""
+        limit = horizon_ns - REACH_NS
+        keep = WINDOW_PACKETS // 3
+        for state in self.points:
+            time = state.window.table.time_ns
+            ready = time[time <= horizon_ns]
+            if ready.size > keep:
+                limit = max(limit, int(np.partition(ready, ready.size - keep)[ready.size - keep]))
+        return limit
+
+    def _resolve(self, i: int, j: int) -> None:
+        maps = [merge_flows(self.points[n].flows)[1] for n in (i, j)]
+        numbers_a, numbers_b = self.pairs[i, j].resolve(maps[0], maps[1])
+        self.points[i].matched.append(numbers_a)
+        self.points[j].matched.append(numbers_b)
+

@@ -1,0 +1,95 @@
+"""From what the matcher found to conversations, reasons and totals: merge the parts, number, count."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nattrace.match.edges import merge_edges
+from nattrace.match.flows import merge_flows
+from nattrace.nat.conversations import Conversations, build
+from nattrace.nat.hops import ONE_SIDED, REASON_NAMES, Coverage, PairEvidence
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from nattrace.ingest.source import PointInfo
+    from nattrace.match.pair import PairState
+    from nattrace.match.windows import Matcher
+    from nattrace.table import AddressBook
+
+
+@dataclass(slots=True)
+class Assembly:
+    """Everything about an analysis that the report is made of. Lists and dicts are by point number."""
+
+    conversations: Conversations
+    edges: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]]  #: see `Rewrites.edges`
+    reasons: dict[int, NDArray[np.uint8]]  #: reason code of every packet number, 0 for matched
+    matched: list[int]
+    unmatched: list[Counter[str]]
+
+
+def assemble(matcher: Matcher, infos: Sequence[PointInfo], book: AddressBook) -> Assembly:
+    """Merge all partial results of a matcher that has finished."""
+    merged = [merge_flows(state.flows) for state in matcher.points]
+    flows = [flow for flow, _ in merged]
+    coverage = Coverage(
+        first_ns=np.array([2**62 if p.first_ns is None else p.first_ns for p in infos], np.int64),
+        last_ns=np.array([-(2**62) if p.last_ns is None else p.last_ns for p in infos], np.int64),
+        complete=np.array([not p.dropped_by_kernel for p in infos], np.bool_),
+    )
+    pairs: dict[tuple[int, int], PairEvidence] = {}
+    partial: dict[tuple[int, int], NDArray[np.int64]] = {}
+    for (i, j), state in matcher.pairs.items():
+        pairs[i, j], partial[i, j] = _evidence(state, merged[i][1], merged[j][1])
+    conversations = build(len(infos), flows, pairs, coverage, book)
+    edges = {}
+    for number, key in enumerate(sorted(pairs)):
+        hop_of_edge = np.full(len(pairs[key].edges), -1, np.int64)
+        mine = np.flatnonzero(conversations.hops.pair == number)
+        hop_of_edge[conversations.hops.edge[mine]] = mine
+        edges[key] = (partial[key], hop_of_edge)
+
+    reasons: dict[int, NDArray[np.uint8]] = {}
+    matched: list[int] = []
+    unmatched: list[Counter[str]] = []
+    for point, state in enumerate(matcher.points):
+        reason = np.full(state.decoded, ONE_SIDED, np.uint8)
+        for number, code in conversations.counts.reasons.get(point, ()):
+            np.maximum.at(reason, number, code)
+        for number in state.matched:
+            reason[number] = 0
+        reasons[point] = reason
+        count = np.bincount(reason, minlength=max(REASON_NAMES) + 1)
+        matched.append(int(count[0]))
+        unmatched.append(Counter({name: int(count[c]) for c, name in REASON_NAMES.items() if count[c]}))
+    return Assembly(conversations, edges, reasons, matched, unmatched)
+
+
+def _evidence(
+    state: PairState, flows_a: NDArray[np.int64], flows_b: NDArray[np.int64]
+) -> tuple[PairEvidence, NDArray[np.int64]]:
+    """Merge one pair's parts; return them and the merged edge of every partial edge."""
+    edges, member = merge_edges(state.edges, flows_a, flows_b)
+    none = np.empty(0, np.int64)
+    sample_edge = np.concatenate([*state.sample_edge, none])
+    return (
+        PairEvidence(
+            edges=edges,
+            sample_edge=member[sample_edge] if sample_edge.size else none,
+            sample_backward=np.concatenate([*state.sample_backward, np.empty(0, np.bool_)]),
+            sample_delta=np.concatenate([*state.sample_delta, none]),
+            unmatched=(
+                [replace(u, flow=flows_a[u.flow]) for u in state.unmatched_a],
+                [replace(u, flow=flows_b[u.flow]) for u in state.unmatched_b],
+            ),
+            margin_ns=state.reach_ns() or 0,
+        ),
+        member,
+    )

@@ -1,0 +1,201 @@
+"""What became of the packets between two neighbouring points: matched, lost, unknowable, ambiguous; how fast.
+
+A packet counts as lost only where the next point was provably capturing before and after it; everything
+else is unknowable. A packet that could be several of the other point's packets is ambiguous.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nattrace.match.pair import TIED, edge_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from nattrace.match.pair import Unmatched
+    from nattrace.match.edges import Edges
+    from nattrace.nat.paths import Hops
+
+#: Codes of `HopCounts.reasons`: why a packet has no crossing; where several pairs speak, the highest holds.
+ONE_SIDED, NOT_SEEN_UPSTREAM, UNKNOWABLE, LOST, AMBIGUOUS = 1, 2, 3, 4, 5
+REASON_NAMES = {
+    ONE_SIDED: "one-sided",
+    NOT_SEEN_UPSTREAM: "not-seen-upstream",
+    UNKNOWABLE: "unknowable",
+    LOST: "lost",
+    AMBIGUOUS: "ambiguous",
+}
+
+
+@dataclass(slots=True)
+class Coverage:
+    """When each point was provably capturing: between its first and its last packet, without kernel drops."""
+
+    first_ns: NDArray[np.int64]  #: one for each point; a point without packets has first > last
+    last_ns: NDArray[np.int64]
+    complete: NDArray[np.bool_]  #: False: the kernel dropped packets, so a missing packet proves nothing
+
+    def sure(self, point: int, time_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Say for each instant whether the point was capturing before and after it."""
+        inside = (time_ns > self.first_ns[point]) & (time_ns < self.last_ns[point])
+        return inside & bool(self.complete[point])
+
+
+@dataclass(slots=True)
+class PairEvidence:
+    """What matching found between two points, with all flow and edge numbers merged."""
+
+    edges: Edges
+    sample_edge: NDArray[np.int64]
+    sample_backward: NDArray[np.bool_]
+    sample_delta: NDArray[np.int64]
+    unmatched: tuple[list[Unmatched], list[Unmatched]]  #: first point's, second point's; merged flow numbers
+    margin_ns: int  #: how much later the other point may see a packet
+
+
+@dataclass(slots=True)
+class HopCounts:
+    """Per hop and direction (column 0 original, 1 reply); latencies in ns, oriented along the direction."""
+
+    matched: NDArray[np.int64]
+    lost: NDArray[np.int64]
+    unknowable: NDArray[np.int64]
+    ambiguous: NDArray[np.int64]
+    #: (hops, 2, 2): unmatched packets at the hop's from (0) or to (1) point that the hop did not carry,
+    #: by direction: seen downstream but not upstream
+    unseen: NDArray[np.int64]
+    latency: NDArray[np.int64]  #: (hops, 2, 4): min, median, p99, max
+    measurable: NDArray[np.bool_]  #: (hops, 2)
+    #: point to (packet numbers, reasons)
+    reasons: dict[int, list[tuple[NDArray[np.int64], NDArray[np.uint8]]]] = field(default_factory=dict)
+    #: point to merged flows that have a tied packet
+    tied_flows: dict[int, NDArray[np.int64]] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> NDArray[np.int64]:
+        """Packets sent into the hop that have no match, whatever the reason; shape (hops, 2)."""
+        return self.lost + self.unknowable + self.ambiguous
+
+
+def count_hops(
+    hops: Hops, pairs: Mapping[tuple[int, int], PairEvidence], coverage: Coverage
+) -> HopCounts:
+    """Count the packets of every hop and measure its latencies."""
+    size = len(hops)
+    counts = HopCounts(
+        matched=np.zeros((size, 2), np.int64), lost=np.zeros((size, 2), np.int64),
+        unknowable=np.zeros((size, 2), np.int64), ambiguous=np.zeros((size, 2), np.int64),
+        unseen=np.zeros((size, 2, 2), np.int64), latency=np.zeros((size, 2, 4), np.int64),
+        measurable=np.zeros((size, 2), np.bool_),
+    )  # fmt: skip
+    for number, (i, j) in enumerate(sorted(pairs)):
+        pair = pairs[i, j]
+        mine = np.flatnonzero(hops.pair == number)
+        hop_of_edge = np.full(len(pair.edges), -1, np.int64)
+        hop_of_edge[hops.edge[mine]] = mine
+        _matched(counts, hops, mine, pair.edges)
+        _latencies(counts, hops, hop_of_edge, pair)
+        for side, (point, other) in enumerate(((i, j), (j, i))):
+            for record in pair.unmatched[side]:
+                _missing(counts, hops, hop_of_edge, pair, record, side, point, other, coverage)
+    return counts
+
+
+def _matched(counts: HopCounts, hops: Hops, mine: NDArray[np.int64], edges: Edges) -> None:
+    """Count matched packets by direction."""
+    edge = hops.edge[mine]
+    forward_a = hops.forward[mine] ^ (hops.reverse[mine] & hops.swap[mine])
+    counts.matched[mine, 0] = np.where(forward_a, edges.forward[edge], edges.backward[edge])
+    counts.matched[mine, 1] = np.where(forward_a, edges.backward[edge], edges.forward[edge])
+
+
+def _latencies(
+    counts: HopCounts, hops: Hops, hop_of_edge: NDArray[np.int64], pair: PairEvidence
+) -> None:
+    """Order the latency samples of every hop and direction with one sort of packed values."""
+    if not pair.sample_edge.size:
+        return
+    hop = hop_of_edge[pair.sample_edge]
+    kept = hop >= 0
+    if kept.all():
+        backward, delta = pair.sample_backward, pair.sample_delta
+    else:
+        hop, backward, delta = hop[kept], pair.sample_backward[kept], pair.sample_delta[kept]
+    if not hop.size:
+        return
+    forward_a = hops.forward ^ (hops.reverse & hops.swap)
+    reply = backward == forward_a[hop]
+    # original runs from a to b unless the hop is reverse; replies run the other way
+    delta = np.where(reply == hops.reverse[hop], delta, -delta)
+    span = np.uint64(36)  # REACH_NS is below 2**35 on either side of zero
+    half = np.int64(2**35)
+    packed = (hop.astype(np.uint64) << np.uint64(1)) | reply
+    packed <<= span
+    packed |= (np.clip(delta, -half, half - 1) + half).astype(np.uint64)
+    packed.sort()
+    lane = packed >> span
+    starts = np.flatnonzero(np.concatenate([[True], lane[1:] != lane[:-1]]))
+    sizes = np.diff(np.append(starts, packed.size))
+    value = (packed & np.uint64(2**36 - 1)).astype(np.int64) - half
+    lanes = lane[starts].astype(np.int64)
+    ranks = (np.zeros(sizes.size, np.int64), (sizes - 1) // 2, -(-sizes * 99 // 100) - 1, sizes - 1)
+    for column, rank in enumerate(ranks):
+        counts.latency[lanes >> 1, lanes & 1, column] = value[starts + rank]
+    low, high = value[starts], value[starts + sizes - 1]
+    # taps that share one timestamp measure nothing; a negative latency means two clocks
+    counts.measurable[lanes >> 1, lanes & 1] = (low >= 0) & (high > 0)
+
+
+def _missing(
+    counts: HopCounts,
+    hops: Hops,
+    hop_of_edge: NDArray[np.int64],
+    pair: PairEvidence,
+    record: Unmatched,
+    side: int,
+    point: int,
+    other: int,
+    coverage: Coverage,
+) -> None:
+    """Say why the packets of one record have no match, and count them where they belong."""
+    edges = pair.edges
+    edge_flow = edges.flow_a if side == 0 else edges.flow_b
+    tied = record.reason == TIED
+    edge = edge_of(record.flow, record.time_ns, edge_flow, edges)
+    hop = np.where(edge >= 0, hop_of_edge[np.maximum(edge, 0)], -1) if len(edges) else edge
+    reason = np.where(tied, AMBIGUOUS, ONE_SIDED).astype(np.uint8)
+    # a flow with several bindings, and no saying which of them this packet used
+    reason[(edge < 0) & np.isin(record.flow, edge_flow)] = AMBIGUOUS
+    rows = np.flatnonzero(hop >= 0)
+    if rows.size:
+        h = hop[rows]
+        reverse, swap = hops.reverse[h], hops.swap[h]
+        forward = hops.forward[h] ^ (swap & (reverse if side == 0 else ~reverse))
+        reply = record.backward[rows] == forward
+        at_to = reverse if side == 0 else ~reverse
+        sending = reply == at_to
+        covered = coverage.sure(other, record.time_ns[rows]) & coverage.sure(
+            other, record.time_ns[rows] + pair.margin_ns
+        )
+        verdict = np.where(covered, LOST, UNKNOWABLE)
+        verdict = np.where(sending, verdict, NOT_SEEN_UPSTREAM)
+        verdict = np.where(tied[rows], AMBIGUOUS, verdict)
+        reason[rows] = verdict
+        direction = reply.astype(np.int64)
+        for code, column in (
+            (LOST, counts.lost), (UNKNOWABLE, counts.unknowable), (AMBIGUOUS, counts.ambiguous),
+        ):  # fmt: skip
+            chosen = (verdict == code) & sending
+            np.add.at(column, (h[chosen], direction[chosen]), 1)
+        idle = ~sending
+        np.add.at(counts.unseen, (h[idle], at_to[idle].astype(np.int64), direction[idle]), 1)
+    counts.reasons.setdefault(point, []).append((record.number, reason))
+    if tied.any():
+        known = counts.tied_flows.get(point, np.empty(0, np.int64))
+        counts.tied_flows[point] = np.union1d(known, record.flow[tied])

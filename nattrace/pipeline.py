@@ -1,0 +1,154 @@
+"""The journey of a packet, from files to a report, on one page.
+
+Every step is a function from plain data to plain data; this module only puts them in order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from nattrace import __version__
+from nattrace.diagnose import diagnose
+from nattrace.errors import UsageError
+from nattrace.ingest import ReadOptions, open_capture, parse_sources, unique_names
+from nattrace.match.intake import Intake
+from nattrace.match.windows import Matcher
+from nattrace.model import Accounting, Clock, Point
+from nattrace.nat.assemble import assemble
+from nattrace.report_object import FlowSequence, Report
+from nattrace.rewrites import Rewrites, Spool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from nattrace.ingest import Capture, PointInfo
+    from nattrace.match.pair import PairState
+    from nattrace.nat.assemble import Assembly
+
+
+def analyze(
+    *sources: str | os.PathLike[str] | BinaryIO,
+    dissector: str = "native",
+    rows: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Say what NAT did to the packets in the given captures.
+
+    Parameters
+    ----------
+    sources
+        Paths, ``NAME=PATH`` strings, ``-`` for standard input, or open binary files; see CONTRACT's SOURCE.
+    dissector
+        ``native``, or ``tshark`` for link layers that only tshark knows.
+    rows
+        Keep matched packets so that `Report.rewrites` can tell them one by one. Without, it is empty.
+    progress
+        Called now and then with bytes done and bytes in total.
+
+    Raises
+    ------
+    NattraceError
+        When a source cannot be read at all; damage inside a source is reported, not raised.
+    """
+    if dissector not in ("native", "tshark"):
+        raise UsageError(f"unknown dissector {dissector!r}: native or tshark")
+    parsed = parse_sources(sources)
+    options = ReadOptions(dissector=dissector)
+    captures = [open_capture(source, options) for source in parsed]
+    # the result must not depend on the order of the arguments
+    captures.sort(key=lambda c: [(p.name, p.file) for p in c.points[:1]])
+    options.comparable_bytes = min(capture.comparable_bytes() for capture in captures)
+    options.comparable_content = not any(getattr(capture, "printed", False) for capture in captures)
+
+    spool = Spool() if rows else None
+    matcher = Matcher(options.book, _keep_rows(spool) if spool is not None else None)
+    intake = Intake(captures, options, matcher)
+    intake.run(_Progress(progress, parsed) if progress is not None else None)
+    infos = intake.points()
+    names = unique_names(infos)
+    found = assemble(matcher, infos, options.book)
+
+    points = tuple(_point(info, name, min(names)) for info, name in zip(infos, names, strict=True))
+    order = sorted(range(len(points)), key=lambda n: points[n].name)
+    flows = FlowSequence(found.conversations, names, options.book)
+    in_order = tuple(points[n] for n in order)
+    return Report(
+        version=__version__,
+        points=in_order,
+        flows=flows,
+        findings=tuple(diagnose(in_order, flows)),
+        accounting=_accounting(infos, intake.set_aside, found),
+        rewrites=Rewrites(
+            spool=spool or Spool(),
+            conversations=found.conversations,
+            names=names,
+            dated=[p.dated for p in points],
+            book=options.book,
+            edges=found.edges,
+            reasons=found.reasons,
+        ),
+    )
+
+
+def _keep_rows(spool: Spool) -> Callable[[int, int, PairState], None]:
+    def on_pair(i: int, j: int, pair: PairState) -> None:
+        pair.on_match = lambda a, b, edge, flags: spool.add_matched((i, j), a, b, edge, flags)
+        pair.on_unmatched = lambda side, rows, _reason: spool.add_unmatched((i, j), side, rows)
+
+    return on_pair
+
+
+def _point(info: PointInfo, name: str, reference: str) -> Point:
+    return Point(
+        name=name,
+        file=info.file,
+        interface=info.interface,
+        link_type=info.link_type,
+        snaplen=info.snaplen,
+        packets=info.packets,
+        decoded=info.decoded,
+        skipped=dict(info.skipped),
+        first=info.first_ns,
+        last=info.last_ns,
+        truncated=info.truncated,
+        dropped_by_kernel=info.dropped_by_kernel,
+        clock=Clock(reference=reference),
+        comments=tuple(info.comments),
+        dated=info.dated,
+    )
+
+
+def _accounting(infos: Sequence[PointInfo], set_aside: Sequence[Counter[str]], found: Assembly) -> Accounting:
+    """Add up where every packet of every point went."""
+    unmatched: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
+    for info in infos:
+        skipped.update(info.skipped)
+    for counter in (*set_aside, *found.unmatched):
+        unmatched.update(counter)
+    return Accounting(
+        packets=sum(info.packets for info in infos),
+        matched=int(np.sum(found.matched)) if len(found.matched) else 0,
+        unmatched=dict(unmatched),
+        skipped=dict(skipped),
+    )
+
+
+class _Progress:
+    """Turns decoded bytes into the (done, total) that a progress bar wants."""
+
+    def __init__(self, report: Callable[[int, int], None], sources: Sequence[object]) -> None:
+        self._report = report
+        files = [f for source in sources for f in getattr(source, "files", ()) if isinstance(f, Path)]
+        self._total = sum(f.stat().st_size for f in files if f.is_file())
+        self._done = 0
+
+    def __call__(self, size_bytes: int) -> None:
+        self._done += size_bytes
+        # compressed files hold more than their size: the bar then simply stays full
+        self._report(min(self._done, self._total), self._total)

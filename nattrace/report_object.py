@@ -1,0 +1,204 @@
+"""The report as an object: what `nattrace.analyze` returns. Flow objects are made when somebody looks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, overload
+
+from nattrace.model import Crossing, Flow, Latency, Translation, Tuple
+from nattrace.nat.conversations import (
+    CHANGED_DPORT,
+    CHANGED_DST,
+    CHANGED_ID,
+    CHANGED_SPORT,
+    CHANGED_SRC,
+    STATUS_NAMES,
+    nat_kind,
+)
+from nattrace.table import ICMP, ICMPV6, protocol_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from nattrace.model import Accounting, Finding, Point
+    from nattrace.nat.conversations import Conversations
+    from nattrace.rewrites import Rewrites
+    from nattrace.table import AddressBook
+
+#: Flows turned into objects at a time: enough to make column access cheap, few enough to hold no memory.
+_BLOCK = 2048
+
+_PORTED = frozenset({6, 17, 33, 132, 136})
+
+_UNMEASURED = Latency(measurable=False, min_ns=None, median_ns=None, p99_ns=None, max_ns=None)
+
+
+class FlowSequence(Sequence[Flow]):
+    """All flows of a report, in the order of their ids. Built block by block, nothing is kept."""
+
+    def __init__(self, conversations: Conversations, names: Sequence[str], book: AddressBook) -> None:
+        self._c = conversations
+        self._names = tuple(names)
+        self._text = lru_cache(maxsize=65536)(book.text)
+
+    def __len__(self) -> int:
+        """Count of flows."""
+        return len(self._c)
+
+    @overload
+    def __getitem__(self, index: int) -> Flow: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Flow]: ...
+    def __getitem__(self, index: int | slice) -> Flow | list[Flow]:
+        """Return flow number `index` (0-based; its id is one more), or several."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = index + len(self) if index < 0 else index
+        if not 0 <= row < len(self):
+            raise IndexError(index)
+        return self._block(row, row + 1)[0]
+
+    def __iter__(self) -> Iterator[Flow]:
+        """Give all flows."""
+        for start in range(0, len(self), _BLOCK):
+            yield from self._block(start, min(start + _BLOCK, len(self)))
+
+    def _block(self, start: int, stop: int) -> list[Flow]:
+        c, names, text = self._c, self._names, self._text
+        rows = slice(start, stop)
+        hop_start = c.hop_start[start : stop + 1].tolist()
+        steps = c.steps[hop_start[0] : hop_start[-1]]
+        translations, crossings, to_points = self._hops(steps)
+        found: list[Flow] = []
+        base = hop_start[0]
+        i = c.initiator
+        columns = zip(
+            range(start + 1, stop + 1), c.version[rows].tolist(), c.protocol[rows].tolist(),
+            c.status[rows].tolist(), c.point[rows].tolist(), i.src[rows].tolist(), i.dst[rows].tolist(),
+            i.sport[rows].tolist(), i.dport[rows].tolist(), c.packets_original[rows].tolist(),
+            c.packets_reply[rows].tolist(), c.first_ns[rows].tolist(), c.last_ns[rows].tolist(),
+            hop_start, hop_start[1:], strict=False,
+        )  # fmt: skip
+        for number, version, protocol, status, point, src, dst, sport, dport, out, back, first, last, h0, h1 in columns:
+            h0 -= base  # noqa: PLW2901 - relative to this block
+            h1 -= base  # noqa: PLW2901
+            found.append(
+                Flow(
+                    number,
+                    protocol_name(protocol),
+                    STATUS_NAMES[status],  # type: ignore[arg-type]
+                    _path(names[point], tuple(to_points[h0:h1])),
+                    _tuple(protocol, text(version, src), text(version, dst), sport, dport),
+                    tuple([t for t in translations[h0:h1] if t is not None]),
+                    out,
+                    back,
+                    tuple([c for pair in crossings[h0:h1] for c in pair]),
+                    first,
+                    last,
+                )
+            )
+        return found
+
+    def _hops(
+        self, steps: Any
+    ) -> tuple[list[Translation | None], list[tuple[Crossing, Crossing]], list[str]]:
+        """Build the translation and the crossings of the given hops."""
+        c, names, text = self._c, self._names, self._text
+        b, a, n = c.before.take(steps), c.after.take(steps), c.counts
+        version = c.version_of_hop[steps].tolist()
+        protocol = c.protocol_of_hop[steps].tolist()
+        columns = zip(
+            version, protocol, c.hops.from_point[steps].tolist(), c.hops.to_point[steps].tolist(),
+            c.changed[steps].tolist(),
+            b.src.tolist(), b.dst.tolist(), b.sport.tolist(), b.dport.tolist(),
+            a.src.tolist(), a.dst.tolist(), a.sport.tolist(), a.dport.tolist(),
+            n.matched[steps].tolist(), n.lost[steps].tolist(), n.unknowable[steps].tolist(),
+            n.ambiguous[steps].tolist(), n.measurable[steps].tolist(), n.latency[steps].tolist(),
+            strict=True,
+        )  # fmt: skip
+        translations: list[Translation | None] = []
+        crossings: list[tuple[Crossing, Crossing]] = []
+        to_points: list[str] = []
+        for (
+            v, p, f, t, changed, src, dst, sport, dport, src2, dst2, sport2, dport2,
+            matched, lost, unknowable, ambiguous, measurable, latency,
+        ) in columns:  # fmt: skip
+            source, target = names[f], names[t]
+            to_points.append(target)
+            if changed:
+                kind, fields = _change(changed)
+                translations.append(
+                    Translation(
+                        source,
+                        target,
+                        kind,
+                        fields,
+                        _tuple(p, text(v, src), text(v, dst), sport, dport),
+                        _tuple(p, text(v, dst2), text(v, src2), dport2, sport2),
+                    )
+                )
+            else:
+                translations.append(None)
+            crossings.append(
+                (
+                    Crossing(
+                        source, target, "original", matched[0], lost[0], unknowable[0], ambiguous[0],
+                        Latency(True, *latency[0]) if measurable[0] else _UNMEASURED,
+                    ),
+                    Crossing(
+                        source, target, "reply", matched[1], lost[1], unknowable[1], ambiguous[1],
+                        Latency(True, *latency[1]) if measurable[1] else _UNMEASURED,
+                    ),
+                )  # fmt: skip
+            )
+        return translations, crossings, to_points
+
+
+@lru_cache(maxsize=4096)
+def _path(first: str, rest: tuple[str, ...]) -> tuple[str, ...]:
+    return (first, *rest)
+
+
+@lru_cache(maxsize=32)
+def _change(changed: int) -> Any:
+    names = (
+        ("src", CHANGED_SRC), ("dst", CHANGED_DST), ("sport", CHANGED_SPORT), ("dport", CHANGED_DPORT),
+        ("id", CHANGED_ID),
+    )  # fmt: skip
+    return nat_kind(changed), tuple(name for name, bit in names if changed & bit)
+
+
+def _tuple(protocol: int, src: str, dst: str, sport: int, dport: int) -> Tuple:
+    if protocol in _PORTED:
+        return Tuple(src, dst, sport, dport)
+    if protocol in (ICMP, ICMPV6):
+        return Tuple(src, dst, None, None, sport)
+    return Tuple(src, dst)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What NAT did, as the captures show it.
+
+    `flows` builds its items when they are looked at; `rewrites` reads matched packets back one by one.
+    """
+
+    version: str
+    points: tuple[Point, ...]
+    flows: Sequence[Flow]
+    findings: tuple[Finding, ...]
+    accounting: Accounting
+    rewrites: Rewrites
+
+    def write(self, path: str | Path) -> None:
+        """Write the report to a file; the suffix picks the format (.json, .txt).
+
+        Raises UsageError for an unknown suffix and OSError when the file cannot be written; a file that
+        exists is replaced only when the new one is complete.
+        """
+        from nattrace.report import save_report  # noqa: PLC0415 - renderers are loaded when used
+
+        save_report(self, path)

@@ -1,0 +1,277 @@
+"""Rewrite rows: matched packets kept aside during the analysis and told one by one afterwards.
+
+While packets are matched nobody knows yet which flow they will belong to, so both sightings are put into a
+spool (memory first, then an anonymous temporary file). Once the flows are numbered the spool is read back
+and rows are given out in the order of time. This module never decides anything.
+"""
+
+from __future__ import annotations
+
+import pickle
+import tempfile
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+import numpy as np
+
+from nattrace.match import evidence
+from nattrace.match.keys import has_ports, icmp_query_rows
+from nattrace.model import PacketRef, Rewrite, Sighting, Unmatched
+from nattrace.nat.conversations import nat_kind
+from nattrace.nat.hops import REASON_NAMES
+from nattrace.table import ICMP, ICMPV6, TCP, PacketTable, protocol_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from nattrace.match.rows import Rows
+    from nattrace.nat.conversations import Conversations
+    from nattrace.table import AddressBook
+
+#: Bytes of spooled packets kept in memory before they go to a temporary file.
+MEMORY_LIMIT_BYTES = 64 * 2**20
+
+#: Columns a sighting is told with; the others are not spooled.
+_KEPT = (
+    "frame", "time_ns", "version", "src", "dst", "protocol", "ttl", "ip_id", "sport", "dport",
+    "icmp_type", "icmp_code", "seq", "ack", "tcp_flags", "payload_length", "l4_visible",
+)  # fmt: skip
+
+_TCP_FLAG_LETTERS = "FSRP.UEWe"  # bit order; tcpdump prints them in this order
+
+
+@dataclass(slots=True)
+class _Block:
+    """Matched pairs of one step (b set), or unmatched packets of one point (b None)."""
+
+    pair: tuple[int, int]
+    side: int
+    a: dict[str, NDArray[Any]]
+    b: dict[str, NDArray[Any]] | None
+    link: NDArray[np.int64]  #: partial edge; for unmatched packets the running packet number
+    backward: NDArray[np.bool_]
+    flags: NDArray[np.uint16]
+
+    def earliest_ns(self) -> int:
+        times = self.a["time_ns"].min()
+        return int(times if self.b is None else min(times, self.b["time_ns"].min()))
+
+
+@dataclass(slots=True)
+class Spool:
+    """Blocks of packets, in memory until MEMORY_LIMIT_BYTES, then in an unnamed temporary file."""
+
+    with_unmatched: bool = True
+    _file: BinaryIO | None = None
+    _index: list[tuple[int, int]] = field(default_factory=list)  #: (earliest time, offset)
+
+    def add_matched(
+        self, pair: tuple[int, int], a: Rows, b: Rows, edge: NDArray[np.int64], flags: NDArray[np.uint16]
+    ) -> None:
+        """Keep matched packets."""
+        self._add(_Block(pair, 0, _columns(a.table), _columns(b.table), edge, a.backward, flags))
+
+    def add_unmatched(self, pair: tuple[int, int], side: int, rows: Rows) -> None:
+        """Keep packets that stayed unmatched between two points."""
+        if self.with_unmatched:
+            none = np.zeros(len(rows), np.uint16)
+            self._add(_Block(pair, side, _columns(rows.table), None, rows.number, rows.backward, none))
+
+    def _add(self, block: _Block) -> None:
+        if not block.link.size:
+            return
+        if self._file is None:
+            self._file = cast("BinaryIO", tempfile.SpooledTemporaryFile(MEMORY_LIMIT_BYTES))  # noqa: SIM115
+        self._file.seek(0, 2)
+        self._index.append((block.earliest_ns(), self._file.tell()))
+        pickle.dump(block, self._file, protocol=5)
+
+    def blocks(self) -> Iterator[tuple[_Block, int]]:
+        """Give the blocks by their earliest packet, each with the earliest time of all later blocks."""
+        order = sorted(self._index)
+        for place, (_, offset) in enumerate(order):
+            assert self._file is not None
+            self._file.seek(offset)
+            block = cast("_Block", pickle.load(self._file))  # noqa: S301 - this process wrote it
+            yield block, order[place + 1][0] if place + 1 < len(order) else 2**62
+
+
+def _columns(table: PacketTable) -> dict[str, NDArray[Any]]:
+    return {name: getattr(table, name) for name in _KEPT}
+
+
+@dataclass(slots=True)
+class Rewrites:
+    """The rewritten packets of a report, in order of time; iterate as often as needed.
+
+    Iterating gives `Rewrite` rows; `all` adds crossings without a rewrite and `Unmatched` packets.
+    """
+
+    spool: Spool
+    conversations: Conversations
+    names: Sequence[str]
+    dated: Sequence[bool]
+    book: AddressBook
+    #: pair of points to (merged edge of each partial edge, hop of each merged edge)
+    edges: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]]
+    #: point to the reason code of each packet number, 0 for matched ones
+    reasons: dict[int, NDArray[np.uint8]]
+
+    def __iter__(self) -> Iterator[Rewrite]:
+        """Give the rewritten packets."""
+        for row in self._rows(everything=False):
+            assert isinstance(row, Rewrite)
+            yield row
+
+    def all(self) -> Iterator[Rewrite | Unmatched]:
+        """Give every crossing and every packet without one."""
+        return self._rows(everything=True)
+
+    def _rows(self, *, everything: bool) -> Iterator[Rewrite | Unmatched]:
+        held: list[tuple[tuple[int, ...], Rewrite | Unmatched]] = []
+        told: dict[int, set[int]] = {}
+        for block, following_ns in self.spool.blocks():
+            if block.b is not None:
+                held.extend(self._crossings(block, everything=everything))
+            elif everything:
+                held.extend(self._without(block, told))
+            held.sort(key=lambda item: item[0])
+            ready = 0
+            while ready < len(held) and held[ready][0][0] < following_ns:
+                ready += 1
+            for _, row in held[:ready]:
+                yield row
+            del held[:ready]
+
+    def _crossings(
+        self, block: _Block, *, everything: bool
+    ) -> Iterator[tuple[tuple[int, ...], Rewrite]]:
+        assert block.b is not None
+        c = self.conversations
+        merged, hop_of_edge = self.edges[block.pair]
+        hop = hop_of_edge[merged[block.link]]
+        changed = np.zeros(hop.size, np.bool_)
+        for name in ("src", "dst", "sport", "dport"):
+            changed |= block.a[name] != block.b[name]
+        wanted = np.flatnonzero((hop >= 0) & (changed | everything))
+        wanted = wanted[c.flow_of_hop[hop[wanted]] >= 0]
+        if not wanted.size:
+            return
+        h = hop[wanted]
+        reverse, swap = c.hops.reverse[h], c.hops.swap[h]
+        forward_a = c.hops.forward[h] ^ (reverse & swap)
+        reply = block.backward[wanted] == forward_a
+        a_first = reply == reverse
+        i, j = block.pair
+        seen_a = self._sightings(block.a, wanted, i)
+        seen_b = self._sightings(block.b, wanted, j)
+        flows = (c.flow_of_hop[h] + 1).tolist()
+        kinds = c.changed[h].tolist()
+        flags = block.flags[wanted].tolist()
+        delta = (block.b["time_ns"][wanted] - block.a["time_ns"][wanted]).tolist()
+        measurable = c.counts.measurable[h, reply.astype(np.int64)].tolist()
+        for k, (first_is_a, is_reply) in enumerate(zip(a_first.tolist(), reply.tolist(), strict=True)):
+            before, after = (seen_a[k], seen_b[k]) if first_is_a else (seen_b[k], seen_a[k])
+            fields = _changed_fields(before, after)
+            row = Rewrite(
+                flow=flows[k],
+                direction="reply" if is_reply else "original",
+                nat=_kind(kinds[k]) if fields else None,
+                changed=fields,
+                latency_ns=(delta[k] if first_is_a else -delta[k]) if measurable[k] else None,
+                before=before,
+                after=after,
+                evidence=evidence.names(flags[k]),
+            )
+            yield (self._time(block, wanted[k], first_is_a), flows[k], before.frame, after.frame), row
+
+    @staticmethod
+    def _time(block: _Block, row: int, first_is_a: bool) -> int:
+        side = block.a if first_is_a else block.b
+        assert side is not None
+        return int(side["time_ns"][row])
+
+    def _without(
+        self, block: _Block, told: dict[int, set[int]]
+    ) -> Iterator[tuple[tuple[int, ...], Unmatched]]:
+        """Give packets that no pair of points matched, once each."""
+        point = block.pair[block.side]
+        reason = self.reasons[point][block.link]
+        rows = np.flatnonzero(reason)
+        seen = told.setdefault(point, set())
+        sightings = self._sightings(block.a, rows, point)
+        for sighting, row in zip(sightings, rows.tolist(), strict=True):
+            if sighting.frame in seen:
+                continue
+            seen.add(sighting.frame)
+            yield (
+                (int(block.a["time_ns"][row]), 0, sighting.frame, point),
+                Unmatched(None, None, REASON_NAMES[int(reason[row])], sighting),
+            )
+
+    def _sightings(
+        self, columns: dict[str, NDArray[Any]], rows: NDArray[np.int64], point: int
+    ) -> list[Sighting]:
+        taken = {name: column[rows] for name, column in columns.items()}
+        table = PacketTable.empty(rows.size)
+        for name, column in taken.items():
+            setattr(table, name, column)
+        query = icmp_query_rows(table).tolist()
+        ported = (has_ports(table.protocol) & ((table.sport != 0) | (table.dport != 0))).tolist()
+        name, dated, book = self.names[point], self.dated[point], self.book
+        text = lru_cache(maxsize=65536)(book.text)
+        found: list[Sighting] = []
+        values = zip(*(taken[n].tolist() for n in _KEPT), query, ported, strict=True)
+        for (
+            frame, time, version, src, dst, protocol, ttl, ip_id, sport, dport,
+            kind, code, seq, ack, flags, length, visible, is_query, has_port,
+        ) in values:  # fmt: skip
+            tcp = protocol == TCP
+            icmp = protocol in (ICMP, ICMPV6)
+            found.append(
+                Sighting(
+                    point=name,
+                    frame=frame,
+                    time=time if dated else None,
+                    protocol=protocol_name(protocol),
+                    src=text(version, src),
+                    dst=text(version, dst),
+                    ttl=ttl or None,
+                    ip_id=ip_id if version == 4 else ip_id or None,
+                    sport=sport if has_port else None,
+                    dport=dport if has_port else None,
+                    type=kind if icmp else None,
+                    code=code if icmp else None,
+                    id=sport if is_query else None,
+                    seq=seq if tcp or is_query else None,
+                    ack=ack if tcp and visible >= 12 else None,
+                    flags=tcp_flags(flags) if tcp and visible >= 14 else None,
+                    length=length,
+                )
+            )
+        return found
+
+
+@lru_cache(maxsize=4096)
+def tcp_flags(flags: int) -> str:
+    """Spell TCP flags as tcpdump does: S, S., P., F., R."""
+    return "".join(letter for n, letter in enumerate(_TCP_FLAG_LETTERS) if flags >> n & 1) or "none"
+
+
+@lru_cache(maxsize=32)
+def _kind(changed: int) -> Any:
+    return nat_kind(changed)
+
+
+def _changed_fields(before: Sighting, after: Sighting) -> Any:
+    return tuple(
+        name
+        for name in ("src", "dst", "sport", "dport", "id")
+        if getattr(before, name) != getattr(after, name)
+    )
+
+
+__all__ = ["PacketRef", "Rewrites", "Spool", "tcp_flags"]

@@ -1,0 +1,187 @@
+"""Does a report say what the kernel says? Every check that a recording's truth allows.
+
+Compares nattrace's public report with `Truth` and with the slow oracle; it knows nothing of how nattrace
+decides. Each check raises AssertionError with what differs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from lab.oracle import ExpectedRow, Seen, expected_rows, read, token_rows
+from lab.truth import ANSWERING_TYPE, Addressing, Entry, Hop, Truth
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+Points = dict[str, list[Seen]]
+#: Protocol, original, reply: what one translation says, without its times.
+Binding = tuple[str, Addressing, Addressing]
+
+
+def check_against_truth(report: Any, truth: Truth, folder: Path) -> None:
+    """Compare the report of the pcaps in `folder` with what the kernel did; raises AssertionError."""
+    points = read_points(folder)
+    check_translations(report, truth, points)
+    check_rows(report, truth, points)
+    check_losses(report, truth, points)
+    check_accounting(report, folder)
+
+
+def read_points(folder: Path) -> Points:
+    """Read every pcap of a folder with the oracle's reader, by point name."""
+    return {path.stem: read(path) for path in sorted(folder.glob("*.pcap"))}
+
+
+def check_translations(report: Any, truth: Truth, points: Points) -> None:
+    """Check that the translations are the kernel's entries: each seen one exactly once, and no other."""
+    for hop in truth.hops:
+        shown = Counter(
+            (flow.protocol, _plain(each.original), _plain(each.reply))
+            for flow in report.flows
+            for each in flow.translations
+            if {each.from_point, each.to_point} == {hop.inner, hop.outer}
+        )
+        twice = {binding: count for binding, count in shown.items() if count > 1}
+        assert not twice, f"{hop.inner}-{hop.outer}: translations shown more than once: {twice}"
+        seen = {_binding(entry): entry for entry in _seen_entries(hop, points)}
+        halves = {half for entry in seen.values() for half in _halves(entry)}
+        invented = set(shown) - set(seen) - halves
+        assert not invented, (
+            f"{hop.inner}-{hop.outer}: translations that the kernel does not have: {invented}"
+        )
+        missing = {
+            binding
+            for binding, entry in seen.items()
+            if binding not in shown and not (_halves(entry) and _halves(entry) <= set(shown))
+        }
+        assert not missing, f"{hop.inner}-{hop.outer}: kernel entries without a translation: {missing}"
+    neighbours = [{hop.inner, hop.outer} for hop in truth.hops]
+    for flow in report.flows:
+        for each in flow.translations:
+            assert {each.from_point, each.to_point} in neighbours, each
+
+
+def check_rows(report: Any, truth: Truth, points: Points) -> None:
+    """Check that the rewrite rows are exactly the packets that the kernel rewrote: none wrong, none missing."""
+    shown = Counter(
+        ExpectedRow(row.before.point, row.before.frame, row.after.point, row.after.frame, row.direction)
+        for row in report.rewrites
+        if row.changed
+    )
+    expected: set[ExpectedRow] = set()
+    for hop in truth.hops:
+        expected |= expected_rows(hop, points)
+    wrong = sorted(set(shown) - expected)
+    assert not wrong, f"{len(wrong)} wrong rows of {len(shown)}: {wrong[:5]}"
+    missing = sorted(expected - set(shown))
+    assert not missing, f"{len(missing)} of {len(expected)} rows are missing: {missing[:5]}"
+    twice = [row for row, count in shown.items() if count > 1]
+    assert not twice, f"rows shown more than once: {twice[:5]}"
+    if truth.unique_payloads:
+        _check_tokens(truth, points, set(shown))
+    frames = {name: {packet.frame: packet for packet in packets} for name, packets in points.items()}
+    for row in report.rewrites:
+        if row.changed:
+            _check_row(row, frames)
+
+
+def _check_tokens(truth: Truth, points: Points, shown: set[ExpectedRow]) -> None:
+    """Check the rows against the payloads' tokens, which no tuple and no conntrack entry comes into."""
+    for hop in truth.hops:
+        rows = {
+            (row.before_frame, row.after_frame)
+            if row.before_point == hop.inner
+            else (row.after_frame, row.before_frame)
+            for row in shown
+            if {row.before_point, row.after_point} == {hop.inner, hop.outer}
+        }
+        changed, same = token_rows(hop, points)
+        assert changed <= rows, f"tokens that crossed without a row: {sorted(changed - rows)[:5]}"
+        assert not same & rows, f"rows of packets that nobody changed: {sorted(same & rows)[:5]}"
+
+
+def _check_row(row: Any, frames: Mapping[str, Mapping[int, Seen]]) -> None:
+    """Check one row's two sightings, and what it says has changed, against the packets themselves."""
+    before, after = frames[row.before.point][row.before.frame], frames[row.after.point][row.after.frame]
+    for sighting, packet in ((row.before, before), (row.after, after)):
+        assert sighting.protocol == packet.protocol, row
+        assert _plain(sighting) == _without_type(packet.addressing), row
+        assert sighting.ttl == packet.ttl, row
+        assert packet.protocol not in ("icmp", "icmpv6") or sighting.type == packet.addressing.type, row
+    changed = {
+        name
+        for name in ("src", "dst", "sport", "dport", "id")
+        if getattr(before.addressing, name) != getattr(after.addressing, name)
+    }
+    assert set(row.changed) == changed, row
+
+
+def check_losses(report: Any, truth: Truth, points: Points) -> None:
+    """Check that as many packets are called lost as the kernel dropped, and no others.
+
+    Where a point was captured for a shorter time, what it cannot have seen must be called unknowable.
+    """
+    lost = sum(crossing.lost for flow in report.flows for crossing in flow.crossings)
+    assert lost == truth.dropped, f"{lost} packets called lost, the kernel dropped {truth.dropped}"
+    ambiguous = sum(crossing.ambiguous for flow in report.flows for crossing in flow.crossings)
+    assert ambiguous == 0, f"{ambiguous} packets called ambiguous, the kernel's entries decide them all"
+    if truth.partial:
+        (hop,) = truth.hops
+        outside = len(points[hop.inner]) - len(expected_rows(hop, points))
+        unknowable = sum(crossing.unknowable for flow in report.flows for crossing in flow.crossings)
+        assert unknowable == outside, f"{unknowable} packets called unknowable, {outside} were outside"
+
+
+def check_accounting(report: Any, folder: Path) -> None:
+    """Check that every record of every file is accounted for; the records are counted by their own headers."""
+    total = report.accounting
+    records = sum(_count_records(path) for path in folder.glob("*.pcap"))
+    assert total.packets == records
+    assert total.packets == total.matched + sum(total.unmatched.values()) + sum(total.skipped.values())
+
+
+def _count_records(path: Path) -> int:
+    """Count records of a native-order pcap, as tcpdump writes it (draft-ietf-opsawg-pcap)."""
+    data, offset, count = path.read_bytes(), 24, 0
+    while offset < len(data):
+        offset += 16 + int.from_bytes(data[offset + 8 : offset + 12], "little")
+        count += 1
+    assert offset == len(data), path
+    return count
+
+
+def _seen_entries(hop: Hop, points: Points) -> list[Entry]:
+    """Return the hop's translated entries of which both points show at least one same packet."""
+    return [
+        entry
+        for entry in {_binding(each): each for each in hop.entries if each.translated}.values()
+        if expected_rows(Hop(hop.inner, hop.outer, hop.conntrack, (entry,)), points)
+    ]
+
+
+def _binding(entry: Entry) -> Binding:
+    return entry.protocol, _without_type(entry.original), _without_type(entry.reply)
+
+
+def _halves(entry: Entry) -> set[Binding]:
+    """Return the two translations of an entry that changes both ends, as neighbours would show them."""
+    half = entry.half
+    if half is None:
+        return set()
+    first = Entry(entry.protocol, entry.original, half.inverted())
+    return {_binding(first), _binding(Entry(entry.protocol, half, entry.reply))}
+
+
+def _plain(said: Any) -> Addressing:
+    """Return a nattrace tuple or sighting as the lab's own type."""
+    ports = (-1 if said.sport is None else said.sport, -1 if said.dport is None else said.dport)
+    return Addressing(said.src, said.dst, *ports, id=-1 if said.id is None else said.id)
+
+
+def _without_type(addressing: Addressing) -> Addressing:
+    """Drop the ICMP type: a report's tuples do not carry it."""
+    assert addressing.type == -1 or addressing.type in ANSWERING_TYPE
+    return Addressing(addressing.src, addressing.dst, addressing.sport, addressing.dport, id=addressing.id)

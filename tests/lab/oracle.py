@@ -1,0 +1,171 @@
+"""The slow, obvious matcher: applies the kernel's own entries to packets, one by one.
+
+A packet that a conntrack entry describes on one side of the router must be on the other side with the
+entry's other tuple and otherwise unchanged. dpkt reads the records and nothing of nattrace is used. It is
+an oracle, so it never guesses: what it cannot decide is an error of the scenario.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import dpkt
+
+from lab.truth import Addressing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from lab.truth import Hop
+
+Direction = Literal["original", "reply"]
+PROTOCOL_NAMES = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
+ECHO_TYPES = (0, 8, 128, 129)
+
+
+class UndecidableError(AssertionError):
+    """Two packets of one scenario are the same in every field, so no oracle could tell them apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One packet at one point, cut into what NAT may change and what it must not."""
+
+    frame: int
+    protocol: str
+    addressing: Addressing
+    ttl: int
+    fixed: tuple[object, ...]  #: IP id and length, TCP seq, ack, flags and window, ICMP seq, payload
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ExpectedRow:
+    """A packet on both sides of a router, in the order it travelled."""
+
+    before_point: str
+    before_frame: int
+    after_point: str
+    after_frame: int
+    direction: Direction
+
+
+def read(path: Path) -> list[Seen]:
+    """Return the TCP, UDP and ICMP echo packets of an Ethernet pcap; everything else is passed over."""
+    seen = []
+    with path.open("rb") as file:
+        for frame, (_, data) in enumerate(dpkt.pcap.Reader(file), 1):
+            packet = _decode(frame, data)
+            if packet is not None:
+                seen.append(packet)
+    return seen
+
+
+def _decode(frame: int, data: bytes) -> Seen | None:
+    kind = int.from_bytes(data[12:14], "big")
+    ip = data[14:]
+    if kind == dpkt.ethernet.ETH_TYPE_IP:
+        length, ip_id = int.from_bytes(ip[2:4], "big"), int.from_bytes(ip[4:6], "big")
+        ttl, protocol, header = ip[8], ip[9], (ip[0] & 15) * 4
+        src, dst = ip[12:16], ip[16:20]
+    elif kind == dpkt.ethernet.ETH_TYPE_IP6:
+        header, ip_id = 40, 0
+        length, ttl, protocol = 40 + int.from_bytes(ip[4:6], "big"), ip[7], ip[6]
+        src, dst = ip[8:24], ip[24:40]
+    else:
+        return None
+    name = PROTOCOL_NAMES.get(protocol)
+    l4 = ip[header:length]
+    if name is None:
+        return None
+    addresses = (str(ipaddress.ip_address(src)), str(ipaddress.ip_address(dst)))
+    fixed: tuple[object, ...]
+    if name in ("icmp", "icmpv6"):
+        if l4[0] not in ECHO_TYPES:
+            return None
+        echo_id, seq = int.from_bytes(l4[4:6], "big"), int.from_bytes(l4[6:8], "big")
+        addressing = Addressing(*addresses, type=l4[0], id=echo_id)
+        payload = l4[8:]
+        fixed = (ip_id, length, seq, payload)
+    elif name == "udp":
+        addressing = Addressing(*addresses, int.from_bytes(l4[:2], "big"), int.from_bytes(l4[2:4], "big"))
+        payload = l4[8:]
+        fixed = (ip_id, length, payload)
+    else:
+        addressing = Addressing(*addresses, int.from_bytes(l4[:2], "big"), int.from_bytes(l4[2:4], "big"))
+        payload = l4[(l4[12] >> 4) * 4 :]
+        # Sequence and acknowledgement numbers, flags, window, options; not the ports, not the checksum.
+        fixed = (ip_id, length, l4[4:16], l4[20:])
+    return Seen(frame, name, addressing, ttl, fixed, payload)
+
+
+def expected_rows(hop: Hop, points: Mapping[str, Iterable[Seen]]) -> set[ExpectedRow]:
+    """Return every packet of the hop that the kernel translated and that both points have.
+
+    Raises UndecidableError where two packets on one side are equal in every field, and AssertionError where a
+    translated packet gained hops instead of losing one.
+    """
+    rows = set()
+    for entry in {(e.protocol, e.original, e.reply): e for e in hop.entries if e.translated}.values():
+        forth: Direction = "original"
+        back: Direction = "reply"
+        full, half = entry.reply.inverted(), entry.half
+        steps = [(forth, entry.original, full), (back, entry.reply, entry.original.inverted())]
+        if half is not None:
+            # Bridge netfilter shows a packet between the two halves of its translation.
+            steps += [(forth, entry.original, half), (forth, half, full)]
+            steps += [
+                (back, entry.reply, half.inverted()),
+                (back, half.inverted(), entry.original.inverted()),
+            ]
+        for direction, before, after in steps:
+            for here, there in ((hop.inner, hop.outer), (hop.outer, hop.inner)):
+                for first, second in _pairs(points[here], points[there], entry.protocol, before, after):
+                    assert second.ttl == first.ttl - 1, (here, first, there, second)
+                    rows.add(ExpectedRow(here, first.frame, there, second.frame, direction))
+    return rows
+
+
+def _pairs(
+    here: Iterable[Seen], there: Iterable[Seen], protocol: str, before: Addressing, after: Addressing
+) -> list[tuple[Seen, Seen]]:
+    sides: dict[tuple[object, ...], tuple[list[Seen], list[Seen]]] = defaultdict(lambda: ([], []))
+    for side, packets, wanted in ((0, here, before), (1, there, after)):
+        for packet in packets:
+            if packet.protocol == protocol and packet.addressing == wanted:
+                sides[packet.fixed][side].append(packet)
+    pairs = []
+    for first, second in sides.values():
+        if len(first) > 1 or len(second) > 1:
+            raise UndecidableError(f"{before}: {first} and {second}")
+        pairs += list(zip(first, second, strict=False))
+    return pairs
+
+
+def token_rows(
+    hop: Hop, points: Mapping[str, Iterable[Seen]]
+) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
+    """Pair the data packets of a hop by payload alone: (inner frame, outer frame) that NAT changed, and not.
+
+    A payload seen more than once at a point in one direction is no token and is left out.
+    """
+    by_payload: list[dict[bytes, list[Seen]]] = []
+    for name in (hop.inner, hop.outer):
+        index: dict[bytes, list[Seen]] = defaultdict(list)
+        for packet in points[name]:
+            if len(packet.payload) >= 16:
+                # An echo reply carries its request's payload: the type tells the two apart.
+                index[packet.payload + bytes([packet.addressing.type & 255])].append(packet)
+        by_payload.append(index)
+    changed: set[tuple[int, int]] = set()
+    same: set[tuple[int, int]] = set()
+    for payload, inner in by_payload[0].items():
+        outer = by_payload[1].get(payload, [])
+        if len(inner) == len(outer) == 1:
+            rows = changed if inner[0].addressing != outer[0].addressing else same
+            rows.add((inner[0].frame, outer[0].frame))
+    return changed, same

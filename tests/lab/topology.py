@@ -1,0 +1,234 @@
+"""Namespaces, bridges, veth pairs, addresses and routes, laid out like a Docker host.
+
+    c1 ... cN --- docker0 [router] eth0 --- internet                         one NAT hop
+    c1 ... cN --- docker0 [router] mid0 --- mid0 [router2] eth0 --- internet     two NAT hops
+
+The namespaces carry a name of their own for each run and are removed when the lab is left, also after a
+failure. This module builds links and nothing else: no NAT rules (rules.py), no traffic (traffic.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyroute2 import IPRoute, netns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: The lab's addresses: Docker's default bridge, and documentation addresses outside (RFC 5737, RFC 3849).
+BRIDGE, BRIDGE_V6 = "172.17.0.1", "fd00:17::1"
+UPLINK, UPLINK_V6 = "203.0.113.10", "2001:db8:1::10"
+GATEWAY, GATEWAY_V6 = "203.0.113.1", "2001:db8:1::1"
+SERVERS = ("198.51.100.1", "198.51.100.2", "198.51.100.3")
+SERVERS_V6 = ("2001:db8:2::1", "2001:db8:2::2")
+MIDDLE_NEAR, MIDDLE_FAR = "10.9.0.2", "10.9.0.1"
+
+#: Address flag that skips duplicate address detection, which would take seconds (linux/if_addr.h).
+IFA_F_NODAD = 0x02
+
+#: Where br_netfilter keeps its settings; absent when the kernel has not loaded it.
+BRIDGE_NETFILTER = Path("/proc/sys/net/bridge")
+
+#: What a run may need; a test says so when it is missing.
+TOOLS = ("ip", "iptables", "ip6tables", "tcpdump", "conntrack", "ethtool")
+
+_RUN = itertools.count(1)
+
+
+def missing() -> str | None:
+    """Say what keeps the lab from running on this machine, or None when nothing does."""
+    for tool in TOOLS:
+        if shutil.which(tool) is None:
+            return f"needs {tool}"
+    probe = f"nt-{os.getpid()}-probe"
+    made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, check=False)
+    if os.geteuid() != 0 or made.returncode:
+        return "needs root and network namespaces"
+    subprocess.run(["ip", "netns", "del", probe], capture_output=True, check=True)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """One network namespace: a host of the lab."""
+
+    name: str
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Move the calling thread into the namespace; sockets made here stay here after it is left."""
+        with Path("/proc/thread-self/ns/net").open() as home:
+            netns.setns(self.name, flags=0)
+            try:
+                yield
+            finally:
+                netns.setns(home.fileno())
+
+    def command(self, *words: str) -> list[str]:
+        """Return the command line that runs `words` in the namespace."""
+        return ["ip", "netns", "exec", self.name, *words]
+
+    def run(self, line: str) -> str:
+        """Run a command in the namespace and return what it printed; raises when it fails."""
+        words = self.command(*line.split())
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{self.name}: {line}: {done.stderr.strip()}")
+        return done.stdout
+
+    def sysctl(self, name: str, value: int) -> None:
+        """Set ``net.NAME`` of this namespace."""
+        with self.inside():
+            Path("/proc/sys/net", *name.split(".")).write_text(f"{value}\n")
+
+    @contextmanager
+    def netlink(self) -> Iterator[Any]:
+        """Open rtnetlink in the namespace. The socket is made by this thread: pyroute2's own `netns=` forks."""
+        with self.inside():
+            socket = IPRoute()
+        with socket:
+            yield socket
+
+    def address(self, interface: str, address: str, prefix: int) -> None:
+        """Give an interface an address, usable at once."""
+        with self.netlink() as ip:
+            index = ip.link_lookup(ifname=interface)[0]
+            flags = {"flags": IFA_F_NODAD} if ":" in address else {}
+            ip.addr("add", index=index, address=address, prefixlen=prefix, **flags)
+
+    def up(self, interface: str) -> None:
+        """Set an interface up."""
+        with self.netlink() as ip:
+            ip.link("set", index=ip.link_lookup(ifname=interface)[0], state="up")
+
+    def route(self, destination: str, gateway: str) -> None:
+        """Add a route; ``default`` for the default route of the gateway's family."""
+        with self.netlink() as ip:
+            if ":" in gateway and destination == "default":
+                destination = "::/0"
+            ip.route("add", dst=destination, gateway=gateway)
+
+
+@dataclass(slots=True)
+class Lab:
+    """The namespaces of one run. `hops` lists each router with its inner and its outer interface."""
+
+    clients: list[Namespace]
+    router: Namespace
+    internet: Namespace
+    hops: list[tuple[Namespace, str, str]]
+
+    @property
+    def outer_router(self) -> Namespace:
+        """The router that holds the uplink address."""
+        return self.hops[-1][0]
+
+
+def client_address(number: int) -> str:
+    """Return the address that Docker would give to the container started as `number` (from 1)."""
+    return f"172.17.0.{number + 1}"
+
+
+def client_address_v6(number: int) -> str:
+    """Return the IPv6 address of client `number` (from 1)."""
+    return f"fd00:17::{number + 1:x}"
+
+
+@contextmanager
+def lab(clients: int, *, hops: int = 1, ipv6: bool = False, bridge_netfilter: bool = True) -> Iterator[Lab]:
+    """Build the hosts and links of one run and take them down again.
+
+    `clients` containers stand behind `hops` routers (1 or 2). No rule is set: routers forward and do not
+    translate. `bridge_netfilter` is Docker's own setting, where the kernel has it. Raises RuntimeError when
+    a command fails.
+    """
+    tag = f"nt-{os.getpid()}-{next(_RUN)}"
+    with ExitStack() as stack:
+
+        def host(role: str) -> Namespace:
+            made = Namespace(f"{tag}-{role}")
+            subprocess.run(["ip", "netns", "add", made.name], check=True, capture_output=True, timeout=30)
+            stack.callback(subprocess.run, ["ip", "netns", "del", made.name], capture_output=True, timeout=30)
+            for group in ("all", "default"):
+                made.sysctl(f"ipv6.conf.{group}.disable_ipv6", int(not ipv6))
+                made.sysctl(f"ipv6.conf.{group}.accept_dad", 0)
+                made.sysctl(f"ipv6.conf.{group}.router_solicitations", 0)
+            made.up("lo")
+            return made
+
+        router = host("router")
+        internet = host("internet")
+        routers = [router] + [host("router2")] * (hops == 2)
+        containers = [host(f"c{number}") for number in range(1, clients + 1)]
+
+        if BRIDGE_NETFILTER.exists():
+            for family in ("iptables", "ip6tables"):
+                router.sysctl(f"bridge.bridge-nf-call-{family}", int(bridge_netfilter))
+        _bridge(router, containers, ipv6=ipv6)
+        if hops == 2:
+            _cable(router, "mid0", routers[1], "mid0")
+            router.address("mid0", MIDDLE_NEAR, 24)
+            routers[1].address("mid0", MIDDLE_FAR, 24)
+            router.route("default", MIDDLE_FAR)
+        outer = routers[-1]
+        _cable(outer, "eth0", internet, "eth0")
+        outer.address("eth0", UPLINK, 24)
+        outer.route("default", GATEWAY)
+        internet.address("eth0", GATEWAY, 24)
+        for server in SERVERS:
+            internet.address("eth0", server, 32)
+        # Where nothing translates, the servers must find the way back.
+        internet.route("172.17.0.0/16", UPLINK)
+        if ipv6:
+            outer.address("eth0", UPLINK_V6, 64)
+            outer.route("default", GATEWAY_V6)
+            internet.address("eth0", GATEWAY_V6, 64)
+            for server in SERVERS_V6:
+                internet.address("eth0", server, 128)
+        for each in routers:
+            each.sysctl("ipv4.ip_forward", 1)
+            if ipv6:
+                each.sysctl("ipv6.conf.all.forwarding", 1)
+        inner = ("docker0", "mid0")[: len(routers)]
+        outer_names = ("mid0", "eth0")[-len(routers) :]
+        yield Lab(containers, router, internet, list(zip(routers, inner, outer_names, strict=True)))
+
+
+def _bridge(router: Namespace, containers: list[Namespace], *, ipv6: bool) -> None:
+    """Make docker0 and plug every container into it."""
+    with router.netlink() as ip:
+        ip.link("add", ifname="docker0", kind="bridge")
+    router.address("docker0", BRIDGE, 16)
+    router.up("docker0")
+    if ipv6:
+        router.address("docker0", BRIDGE_V6, 64)
+    for number, container in enumerate(containers, 1):
+        _cable(router, f"veth{number}", container, "eth0")
+        with router.netlink() as ip:
+            bridge, port = ip.link_lookup(ifname="docker0")[0], ip.link_lookup(ifname=f"veth{number}")[0]
+            ip.link("set", index=port, master=bridge)
+        container.address("eth0", client_address(number), 16)
+        container.route("default", BRIDGE)
+        if ipv6:
+            container.address("eth0", client_address_v6(number), 64)
+            container.route("default", BRIDGE_V6)
+
+
+def _cable(here: Namespace, name: str, there: Namespace, peer: str) -> None:
+    """Join two namespaces with a veth pair, both ends up, segmentation offload off.
+
+    Offload is off because one super-frame that leaves as many segments is another story than NAT.
+    """
+    with here.netlink() as ip:
+        ip.link("add", ifname=name, kind="veth", peer={"ifname": peer, "net_ns_fd": there.name})
+    for host, interface in ((here, name), (there, peer)):
+        host.run(f"ethtool -K {interface} tso off gso off gro off")
+        host.up(interface)

@@ -1,0 +1,214 @@
+"""Senders and servers of the lab: ICMP echo, UDP and TCP exchanges with chosen ids, ports and payloads.
+
+Every socket is made inside a namespace and then used from here, so one thread plays all hosts in lock step
+and the order of packets is the order of the code. All waiting is bounded; nothing runs in the background.
+"""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import struct
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lab.topology import Namespace
+
+#: Longest wait for one packet. Everything is on one machine: a packet later than this was dropped.
+ANSWER_S = 5.0
+#: How long a sender waits where the lab drops packets on purpose.
+LOSSY_ANSWER_S = 0.2
+#: UDP port of all the lab's servers unless said otherwise.
+ECHO_PORT = 7
+
+_TOKENS = itertools.count(1)
+
+
+def token(size: int = 24) -> bytes:
+    """Return `size` bytes (at least 16) that no other packet of this process carries."""
+    return f"token-{next(_TOKENS):08d}".encode().ljust(size, b".")
+
+
+def checksum(data: bytes) -> int:
+    """Return the Internet checksum (RFC 1071)."""
+    padded = data + b"\0" * (len(data) % 2)
+    total: int = sum(struct.unpack(f">{len(padded) // 2}H", padded))
+    total = (total & 0xFFFF) + (total >> 16)
+    return ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+class Pinger:
+    """One run of ping: an ICMP id, sequence numbers from `first_seq`, and a payload that may be constant.
+
+    As PID 1 of a container, ping uses id 1, so that two containers collide.
+    """
+
+    def __init__(self, host: Namespace, server: str, id_: int, *, payload: bytes | None = None) -> None:
+        self.server, self.id, self.payload = server, id_, payload
+        self._v6 = ":" in server
+        with host.inside():
+            protocol = socket.IPPROTO_ICMPV6 if self._v6 else socket.IPPROTO_ICMP
+            self._socket = socket.socket(_family(server), socket.SOCK_RAW, protocol)
+        self._expected = b""
+
+    def send(self, seq: int) -> None:
+        """Send one echo request."""
+        payload = token(56) if self.payload is None else self.payload
+        kind = 128 if self._v6 else 8
+        message = struct.pack(">BBHHH", kind, 0, 0, self.id, seq) + payload
+        if not self._v6:  # the kernel fills in the ICMPv6 checksum of raw sockets (RFC 3542 section 3.1)
+            message = message[:2] + struct.pack(">H", checksum(message)) + message[4:]
+        self._expected = struct.pack(">HH", self.id, seq) + payload
+        self._socket.sendto(message, (self.server, 0))
+
+    def receive(self, *, lossy: bool = False) -> bool:
+        """Wait for the reply to the last request. Returns whether it came; only a `lossy` run may lose it."""
+        self._socket.settimeout(LOSSY_ANSWER_S if lossy else ANSWER_S)
+        try:
+            while True:
+                received = self._socket.recv(65535)
+                body = received if self._v6 else received[20:]
+                if body[0] == (129 if self._v6 else 0) and body[4:] == self._expected:
+                    return True
+        except TimeoutError:
+            if lossy:
+                return False
+            raise
+
+    def ping(self, seq: int, *, lossy: bool = False) -> bool:
+        """Send one echo request and wait for its reply. Returns whether it came."""
+        self.send(seq)
+        return self.receive(lossy=lossy)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+
+class UdpServer:
+    """A bound UDP socket that answers when told to."""
+
+    def __init__(self, host: Namespace, address: str, port: int = ECHO_PORT) -> None:
+        with host.inside():
+            self._socket = socket.socket(_family(address), socket.SOCK_DGRAM)
+        self._socket.settimeout(ANSWER_S)
+        self._socket.bind((address, port))
+
+    def answer(self, payload: bytes) -> bytes:
+        """Receive one datagram, send `payload` back, return what was received."""
+        received, peer = self._socket.recvfrom(65535)
+        self._socket.sendto(payload, peer)
+        return received
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+
+class UdpClient:
+    """A connected UDP socket with a chosen source port, and address where the host has several."""
+
+    def __init__(
+        self, host: Namespace, sport: int, server: str, port: int = ECHO_PORT, source: str = ""
+    ) -> None:
+        with host.inside():
+            self._socket = socket.socket(_family(server), socket.SOCK_DGRAM)
+        self._socket.settimeout(ANSWER_S)
+        self._socket.bind((source, sport))
+        self._socket.connect((server, port))
+
+    def send(self, payload: bytes) -> None:
+        """Send a datagram and wait for nothing."""
+        self._socket.send(payload)
+
+    def receive(self) -> bytes:
+        """Receive one datagram from the server."""
+        return self._socket.recv(65535)
+
+    def exchange(self, server: UdpServer, question: bytes, answer: bytes) -> None:
+        """Send a datagram to `server`, which answers, and receive the answer."""
+        self._socket.send(question)
+        assert server.answer(answer) == question
+        assert self.receive() == answer
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+
+class TcpServer:
+    """A listening TCP socket."""
+
+    def __init__(self, host: Namespace, address: str, port: int) -> None:
+        with host.inside():
+            self._socket = socket.socket(_family(address), socket.SOCK_STREAM)
+        self._socket.settimeout(ANSWER_S)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind((address, port))
+        self._socket.listen()
+
+    def accept(self) -> socket.socket:
+        """Accept the next connection."""
+        accepted, _ = self._socket.accept()
+        accepted.settimeout(ANSWER_S)
+        return accepted
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+
+class TcpConnection:
+    """One TCP connection, both ends in hand. `to` is what the client asks for, `server` who must get it."""
+
+    def __init__(
+        self, host: Namespace, sport: int, server: TcpServer, to: tuple[str, int], source: str = ""
+    ) -> None:
+        with host.inside():
+            self._client = socket.socket(_family(to[0]), socket.SOCK_STREAM)
+        self._client.settimeout(ANSWER_S)
+        self._client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._client.bind((source, sport))
+        self._client.connect(to)
+        self._server = server.accept()
+
+    def exchange(self, question: bytes, answer: bytes) -> None:
+        """Send data one way and back."""
+        self._client.sendall(question)
+        assert _read(self._server, len(question)) == question
+        self._server.sendall(answer)
+        assert _read(self._client, len(answer)) == answer
+
+    def close(self) -> None:
+        """Close the client's half, then the server's, each seen by the other: FIN both ways, no RST."""
+        self._client.shutdown(socket.SHUT_WR)
+        assert self._server.recv(1) == b""
+        self._server.close()
+        assert self._client.recv(1) == b""
+        self._client.close()
+
+
+def _read(end: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = end.recv(size - len(data))
+        if not piece:
+            break
+        data += piece
+    return data
+
+
+@contextmanager
+def closing_all(*made: Pinger | UdpServer | UdpClient | TcpServer) -> Iterator[None]:
+    """Close everything at the end, last made first."""
+    with ExitStack() as stack:
+        for each in made:
+            stack.callback(each.close)
+        yield
