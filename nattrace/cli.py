@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import io
 import os
 import shutil
@@ -133,7 +134,11 @@ def _report(arguments: argparse.Namespace, sources: Sequence[str], *, rows: bool
     if sources.count("-") > 1:
         raise UsageError("stdin can be read only once: give - once, name the other sources")
     with progress_bar(sys.stderr) as progress:
-        return nattrace.analyze(*sources, dissector=arguments.dissector, rows=rows, progress=progress)
+        report = nattrace.analyze(*sources, dissector=arguments.dissector, rows=rows, progress=progress)
+    # All that is alive now lives until the process ends. Left to it, the collector would walk it again for
+    # every few hundred flows: measured, a fourth of the time that 48,000 flows take to be written.
+    gc.freeze()
+    return report
 
 
 # --- arguments -------------------------------------------------------------------------------------------

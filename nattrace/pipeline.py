@@ -16,7 +16,7 @@ from nattrace import __version__
 from nattrace.diagnose import diagnose
 from nattrace.errors import UsageError
 from nattrace.ingest import ReadOptions, open_capture, parse_sources, unique_names
-from nattrace.match.intake import Intake
+from nattrace.match.intake import take_in
 from nattrace.match.windows import Matcher
 from nattrace.model import Accounting, Clock, Point
 from nattrace.nat.assemble import assemble
@@ -26,7 +26,7 @@ from nattrace.rewrites import Rewrites, Spool
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from nattrace.ingest import Capture, PointInfo
+    from nattrace.ingest import PointInfo, Source
     from nattrace.match.pair import PairState
     from nattrace.nat.assemble import Assembly
 
@@ -59,17 +59,18 @@ def analyze(
         raise UsageError(f"unknown dissector {dissector!r}: native or tshark")
     parsed = parse_sources(sources)
     options = ReadOptions(dissector=dissector)
-    captures = [open_capture(source, options) for source in parsed]
+    opened = [(open_capture(source, options), _size_bytes(source)) for source in parsed]
     # the result must not depend on the order of the arguments
-    captures.sort(key=lambda c: [(p.name, p.file) for p in c.points[:1]])
+    opened.sort(key=lambda item: [(point.name, point.file) for point in item[0].points[:1]])
+    captures, sizes = [capture for capture, _ in opened], [size for _, size in opened]
     options.comparable_bytes = min(capture.comparable_bytes() for capture in captures)
     options.comparable_content = not any(getattr(capture, "printed", False) for capture in captures)
 
     spool = Spool() if rows else None
     matcher = Matcher(options.book, _keep_rows(spool) if spool is not None else None)
-    intake = Intake(captures, options, matcher)
-    intake.run(_Progress(progress, parsed) if progress is not None else None)
-    infos = intake.points()
+    infos, set_aside = take_in(
+        captures, sizes, options, matcher, _Progress(progress, sum(sizes)) if progress is not None else None
+    )
     names = unique_names(infos)
     found = assemble(matcher, infos, options.book)
 
@@ -82,7 +83,7 @@ def analyze(
         points=in_order,
         flows=flows,
         findings=tuple(diagnose(in_order, flows)),
-        accounting=_accounting(infos, intake.set_aside, found),
+        accounting=_accounting(infos, set_aside, found),
         rewrites=Rewrites(
             spool=spool or Spool(),
             conversations=found.conversations,
@@ -139,13 +140,18 @@ def _accounting(infos: Sequence[PointInfo], set_aside: Sequence[Counter[str]], f
     )
 
 
-class _Progress:
-    """Turns decoded bytes into the (done, total) that a progress bar wants."""
+def _size_bytes(source: Source) -> int:
+    """Return the size of a source's files, 0 where there is none to know."""
+    files = [file for file in source.files if isinstance(file, Path)]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
-    def __init__(self, report: Callable[[int, int], None], sources: Sequence[object]) -> None:
+
+class _Progress:
+    """Adds up the bytes of chunks for a progress bar, which wants (done, total)."""
+
+    def __init__(self, report: Callable[[int, int], None], total_bytes: int) -> None:
         self._report = report
-        files = [f for source in sources for f in getattr(source, "files", ()) if isinstance(f, Path)]
-        self._total = sum(f.stat().st_size for f in files if f.is_file())
+        self._total = total_bytes
         self._done = 0
 
     def __call__(self, size_bytes: int) -> None:

@@ -8,16 +8,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, overload
 
 from nattrace.model import Crossing, Flow, Latency, Translation, Tuple
-from nattrace.nat.conversations import (
-    CHANGED_DPORT,
-    CHANGED_DST,
-    CHANGED_ID,
-    CHANGED_SPORT,
-    CHANGED_SRC,
-    STATUS_NAMES,
-    nat_kind,
-)
-from nattrace.table import ICMP, ICMPV6, protocol_name
+from nattrace.nat.conversations import STATUS_NAMES, changed_fields, nat_kind
+from nattrace.table import ICMP, ICMPV6, PORTED, protocol_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,8 +23,6 @@ if TYPE_CHECKING:
 #: Flows turned into objects at a time: enough to make column access cheap, few enough to hold no memory.
 _BLOCK = 2048
 
-_PORTED = frozenset({6, 17, 33, 132, 136})
-
 _UNMEASURED = Latency(measurable=False, min_ns=None, median_ns=None, p99_ns=None, max_ns=None)
 
 
@@ -42,6 +32,7 @@ class FlowSequence(Sequence[Flow]):
     def __init__(self, conversations: Conversations, names: Sequence[str], book: AddressBook) -> None:
         self._c = conversations
         self._names = tuple(names)
+        self._book = book
         self._text = lru_cache(maxsize=65536)(book.text)
 
     def __len__(self) -> int:
@@ -66,6 +57,12 @@ class FlowSequence(Sequence[Flow]):
         for start in range(0, len(self), _BLOCK):
             yield from self._block(start, min(start + _BLOCK, len(self)))
 
+    def json_lines(self, undated: frozenset[str]) -> Iterator[str]:
+        """Give the JSON text of every flow, without making the objects."""
+        from nattrace.report.flow_lines import flow_lines  # noqa: PLC0415 - only the JSON report needs it
+
+        return flow_lines(self._c, self._names, self._book, undated)
+
     def _block(self, start: int, stop: int) -> list[Flow]:
         c, names, text = self._c, self._names, self._text
         rows = slice(start, stop)
@@ -82,7 +79,23 @@ class FlowSequence(Sequence[Flow]):
             c.packets_reply[rows].tolist(), c.first_ns[rows].tolist(), c.last_ns[rows].tolist(),
             hop_start, hop_start[1:], strict=False,
         )  # fmt: skip
-        for number, version, protocol, status, point, src, dst, sport, dport, out, back, first, last, h0, h1 in columns:
+        for (
+            number,
+            version,
+            protocol,
+            status,
+            point,
+            src,
+            dst,
+            sport,
+            dport,
+            out,
+            back,
+            first,
+            last,
+            h0,
+            h1,
+        ) in columns:
             h0 -= base  # noqa: PLW2901 - relative to this block
             h1 -= base  # noqa: PLW2901
             found.append(
@@ -145,11 +158,23 @@ class FlowSequence(Sequence[Flow]):
             crossings.append(
                 (
                     Crossing(
-                        source, target, "original", matched[0], lost[0], unknowable[0], ambiguous[0],
+                        source,
+                        target,
+                        "original",
+                        matched[0],
+                        lost[0],
+                        unknowable[0],
+                        ambiguous[0],
                         Latency(True, *latency[0]) if measurable[0] else _UNMEASURED,
                     ),
                     Crossing(
-                        source, target, "reply", matched[1], lost[1], unknowable[1], ambiguous[1],
+                        source,
+                        target,
+                        "reply",
+                        matched[1],
+                        lost[1],
+                        unknowable[1],
+                        ambiguous[1],
                         Latency(True, *latency[1]) if measurable[1] else _UNMEASURED,
                     ),
                 )  # fmt: skip
@@ -164,15 +189,11 @@ def _path(first: str, rest: tuple[str, ...]) -> tuple[str, ...]:
 
 @lru_cache(maxsize=32)
 def _change(changed: int) -> Any:
-    names = (
-        ("src", CHANGED_SRC), ("dst", CHANGED_DST), ("sport", CHANGED_SPORT), ("dport", CHANGED_DPORT),
-        ("id", CHANGED_ID),
-    )  # fmt: skip
-    return nat_kind(changed), tuple(name for name, bit in names if changed & bit)
+    return nat_kind(changed), changed_fields(changed)
 
 
 def _tuple(protocol: int, src: str, dst: str, sport: int, dport: int) -> Tuple:
-    if protocol in _PORTED:
+    if protocol in PORTED:
         return Tuple(src, dst, sport, dport)
     if protocol in (ICMP, ICMPV6):
         return Tuple(src, dst, None, None, sport)

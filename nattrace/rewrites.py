@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import pickle
 import tempfile
-from dataclasses import dataclass, field
+import weakref
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from nattrace.match import evidence
 from nattrace.match.keys import has_ports, icmp_query_rows
-from nattrace.model import PacketRef, Rewrite, Sighting, Unmatched
+from nattrace.model import Rewrite, Sighting, Unmatched
 from nattrace.nat.conversations import nat_kind
 from nattrace.nat.hops import REASON_NAMES
 from nattrace.table import ICMP, ICMPV6, TCP, PacketTable, protocol_name
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from nattrace.table import AddressBook
 
 #: Bytes of spooled packets kept in memory before they go to a temporary file.
-MEMORY_LIMIT_BYTES = 64 * 2**20
+MEMORY_LIMIT_BYTES = 32 * 2**20
 
 #: Columns a sighting is told with; the others are not spooled.
 _KEPT = (
@@ -55,18 +56,23 @@ class _Block:
     backward: NDArray[np.bool_]
     flags: NDArray[np.uint16]
 
+    def size_bytes(self) -> int:
+        columns = [*self.a.values(), *(self.b.values() if self.b is not None else ())]
+        return sum(column.nbytes for column in columns)
+
     def earliest_ns(self) -> int:
         times = self.a["time_ns"].min()
         return int(times if self.b is None else min(times, self.b["time_ns"].min()))
 
 
-@dataclass(slots=True)
 class Spool:
     """Blocks of packets, in memory until MEMORY_LIMIT_BYTES, then in an unnamed temporary file."""
 
-    with_unmatched: bool = True
-    _file: BinaryIO | None = None
-    _index: list[tuple[int, int]] = field(default_factory=list)  #: (earliest time, offset)
+    def __init__(self) -> None:
+        self._memory: list[_Block] = []
+        self._memory_bytes = 0
+        self._file: BinaryIO | None = None
+        self._index: list[tuple[int, int]] = []  #: (earliest time, offset in the file or in memory)
 
     def add_matched(
         self, pair: tuple[int, int], a: Rows, b: Rows, edge: NDArray[np.int64], flags: NDArray[np.uint16]
@@ -76,15 +82,30 @@ class Spool:
 
     def add_unmatched(self, pair: tuple[int, int], side: int, rows: Rows) -> None:
         """Keep packets that stayed unmatched between two points."""
-        if self.with_unmatched:
-            none = np.zeros(len(rows), np.uint16)
-            self._add(_Block(pair, side, _columns(rows.table), None, rows.number, rows.backward, none))
+        none = np.zeros(len(rows), np.uint16)
+        self._add(_Block(pair, side, _columns(rows.table), None, rows.number, rows.backward, none))
 
     def _add(self, block: _Block) -> None:
         if not block.link.size:
             return
+        self._memory_bytes += block.size_bytes()
+        if self._file is None and self._memory_bytes > MEMORY_LIMIT_BYTES:
+            self._spill()
         if self._file is None:
-            self._file = cast("BinaryIO", tempfile.SpooledTemporaryFile(MEMORY_LIMIT_BYTES))  # noqa: SIM115
+            self._index.append((block.earliest_ns(), len(self._memory)))
+            self._memory.append(block)
+        else:
+            self._write(block)
+
+    def _spill(self) -> None:
+        self._file = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115 - closed with the spool
+        weakref.finalize(self, self._file.close)
+        held, self._memory, self._index = self._memory, [], []
+        for block in held:
+            self._write(block)
+
+    def _write(self, block: _Block) -> None:
+        assert self._file is not None
         self._file.seek(0, 2)
         self._index.append((block.earliest_ns(), self._file.tell()))
         pickle.dump(block, self._file, protocol=5)
@@ -93,9 +114,11 @@ class Spool:
         """Give the blocks by their earliest packet, each with the earliest time of all later blocks."""
         order = sorted(self._index)
         for place, (_, offset) in enumerate(order):
-            assert self._file is not None
-            self._file.seek(offset)
-            block = cast("_Block", pickle.load(self._file))  # noqa: S301 - this process wrote it
+            if self._file is None:
+                block = self._memory[offset]
+            else:
+                self._file.seek(offset)
+                block = cast("_Block", pickle.load(self._file))  # noqa: S301 - this process wrote it
             yield block, order[place + 1][0] if place + 1 < len(order) else 2**62
 
 
@@ -146,9 +169,7 @@ class Rewrites:
                 yield row
             del held[:ready]
 
-    def _crossings(
-        self, block: _Block, *, everything: bool
-    ) -> Iterator[tuple[tuple[int, ...], Rewrite]]:
+    def _crossings(self, block: _Block, *, everything: bool) -> Iterator[tuple[tuple[int, ...], Rewrite]]:
         assert block.b is not None
         c = self.conversations
         merged, hop_of_edge = self.edges[block.pair]
@@ -272,6 +293,3 @@ def _changed_fields(before: Sighting, after: Sighting) -> Any:
         for name in ("src", "dst", "sport", "dport", "id")
         if getattr(before, name) != getattr(after, name)
     )
-
-
-__all__ = ["PacketRef", "Rewrites", "Spool", "tcp_flags"]

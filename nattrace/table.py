@@ -25,6 +25,9 @@ FRAGMENT_OFFSET = 0x1FFF
 #: IP protocol numbers (IANA) that have ports, ids or invariants nattrace knows.
 ICMP, TCP, UDP, DCCP, ICMPV6, SCTP, UDPLITE = 1, 6, 17, 33, 58, 132, 136
 
+#: Protocols whose header begins with a source and a destination port.
+PORTED = frozenset({TCP, UDP, DCCP, SCTP, UDPLITE})
+
 #: ICMP and ICMPv6 echo types (RFC 792, RFC 4443).
 ECHO_REPLY, ECHO_REQUEST, ECHO_REQUEST_V6, ECHO_REPLY_V6 = 0, 8, 128, 129
 
@@ -152,10 +155,20 @@ class AddressBook:
 
     def handles(self, packed: NDArray[np.uint8]) -> NDArray[np.uint32]:
         """Return the handles of an (n, 16) array of IPv6 addresses, shape (n,)."""
-        rows = np.ascontiguousarray(packed).view("V16").reshape(-1)
-        unique, inverse = np.unique(rows, return_inverse=True)
-        known = np.fromiter((self.handle(row.tobytes()) for row in unique), np.uint32, unique.size)
-        return known[inverse.reshape(-1)]
+        halves = np.ascontiguousarray(packed).view(np.uint64).reshape(-1, 2)
+        # Sorting numbers is ten times faster than sorting addresses; the check makes a collision harmless.
+        mixed = (halves[:, 0] ^ halves[:, 0] >> 32) * np.uint64(0x9E3779B185EBCA87) + halves[:, 1]
+        _, first, inverse = np.unique(mixed, return_index=True, return_inverse=True)
+        inverse = inverse.reshape(-1)
+        if not np.array_equal(halves[first][inverse], halves):
+            _, first, inverse = np.unique(halves.view("V16"), return_index=True, return_inverse=True)
+            inverse = inverse.reshape(-1)
+        order = np.argsort(first)
+        addresses = halves[first[order]].tobytes()
+        each = (self.handle(addresses[at : at + 16]) for at in range(0, len(addresses), 16))
+        known = np.zeros(first.size, np.uint32)
+        known[order] = np.fromiter(each, np.uint32, first.size)
+        return known[inverse]
 
     def packed(self, version: int, handle: int) -> bytes:
         """Return the address in network byte order: 4 bytes for version 4, 16 for version 6."""
@@ -185,6 +198,10 @@ class AddressBook:
             multicast = np.fromiter((p[0] == 0xFF for p in self._packed), np.bool_, len(self._packed))
             group[v6] = multicast[handles[v6]]
         return group
+
+    def addresses(self, start: int = 0) -> list[bytes]:
+        """Return the addresses from handle `start` on, 16 bytes each."""
+        return self._packed[start:]
 
     def extend(self, packed: Iterable[bytes]) -> NDArray[np.uint32]:
         """Take over another book's addresses; return this book's handle for each of them, in order."""

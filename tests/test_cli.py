@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 
@@ -397,6 +400,17 @@ def test_the_same_input_gives_the_same_bytes() -> None:
     assert len(outputs) == 2  # one JSON, one table
 
 
+def unread(pipe: IO[bytes]) -> int:
+    """Return the bytes that wait in a pipe, FIONREAD of ioctl_pipe(2)."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def state(pid: int) -> str:
+    """Return the state letter of a process, proc_pid_stat(5)."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: /proc")
 def test_ctrl_c_while_reading_leaves_nothing(tmp_path: Path) -> None:
     capture = Path(DOCKER0).read_bytes()
     process = subprocess.Popen(
@@ -407,9 +421,13 @@ def test_ctrl_c_while_reading_leaves_nothing(tmp_path: Path) -> None:
     )
     with process:
         assert process.stdin is not None
-        # More than a pipe holds: when this returns, the command is reading.
         with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(capture[:24] + capture[24:] * 1000)
+            process.stdin.write(capture)
+            process.stdin.flush()
+        # Interrupt it where a person would: it has read all there is and sleeps until more comes.
+        while unread(process.stdin) or state(process.pid) != "S":
+            assert process.poll() is None
+            time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
         assert process.stderr is not None

@@ -56,10 +56,8 @@ def decode(records: Records, options: ReadOptions) -> tuple[PacketTable, Counter
     for start in range(0, total, BLOCK_RECORDS):
         frames = find_ip(records, slice(start, min(start + BLOCK_RECORDS, total)), skipped)
         rows = read_ip(records.buffer, frames, options.book, skipped)
-        rows = read_l4(
-            records.buffer, rows, options, table.take(slice(filled, filled + rows.at.size)), skipped
-        )
-        block = table.take(slice(filled, filled + rows.at.size))
+        block = _part(table, filled, filled + rows.at.size)
+        rows, block = read_l4(records.buffer, rows, options, block, skipped)
         block.frame[:] = records.frame[rows.record]
         block.time_ns[:] = records.time_ns[rows.record]
         block.captured_length[:] = records.captured_length[rows.record]
@@ -67,7 +65,7 @@ def decode(records: Records, options: ReadOptions) -> tuple[PacketTable, Counter
         for name in ("version", "src", "dst", "protocol", "ttl", "ip_id", "fragment", "ip_length"):
             getattr(block, name)[:] = getattr(rows, name)
         filled += rows.at.size
-    return table.take(slice(0, filled)), skipped
+    return _part(table, 0, filled), skipped
 
 
 def comparable_bytes(records: Records) -> int:
@@ -89,6 +87,11 @@ def comparable_bytes(records: Records) -> int:
         held = rows.available[rows.available < rows.ip_length]
         fewest = min(fewest, int(held.min(initial=ALL_BYTES)))
     return fewest
+
+
+def _part(table: PacketTable, start: int, stop: int) -> PacketTable:
+    """Return rows of the table, sharing memory; the table itself where that is all of it, which is common."""
+    return table if stop - start == len(table) else table.take(slice(start, stop))
 
 
 def _uninitialised(rows: int) -> PacketTable:

@@ -130,7 +130,7 @@ def _plain_ipv4(frames: Frames, head: NDArray[Any]) -> Datagrams:
         record=frames.record,
         at=frames.at,
         available=np.minimum(frames.have, ip_length),
-        version=np.broadcast_to(np.uint8(4), rows),
+        version=np.full(rows, 4, np.uint8),
         src=src,
         dst=dst,
         protocol=ipv4["protocol"].astype(np.uint8),
@@ -138,9 +138,9 @@ def _plain_ipv4(frames: Frames, head: NDArray[Any]) -> Datagrams:
         ip_id=ipv4["id"],
         fragment=ipv4["fragment"],
         ip_length=ip_length,
-        l4_offset=np.broadcast_to(np.int64(20), rows),
+        l4_offset=np.full(rows, 20, np.int64),
         address_sum=np.add(src, dst, dtype=np.uint64),
-        routed=np.broadcast_to(np.False_, rows),
+        routed=np.zeros(rows, np.bool_),
         l4=np.ndarray((rows,), L4, head, 20, (40,)),
     )
 

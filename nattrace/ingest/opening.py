@@ -74,7 +74,10 @@ def parse_sources(arguments: Sequence[str | os.PathLike[str] | BinaryIO]) -> lis
                 if stdin_used:
                     raise UsageError("-: standard input can be only one source")
                 stdin_used = True
-                files = [sys.stdin.buffer]
+                buffer = getattr(sys.stdin, "buffer", None)
+                if buffer is None:  # started with <&-
+                    raise UsageError("-: standard input is closed; give a file")
+                files = [buffer]
             else:
                 files = _files_at(text)
         else:

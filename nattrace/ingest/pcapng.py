@@ -26,7 +26,7 @@ from nattrace.ingest.pcapng_fields import (
     rows_with_options,
     timestamps_ns,
 )
-from nattrace.ingest.points import Interface, PointList, Rows
+from nattrace.ingest.points import Interface, PointList, Rows, merge_records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,9 +40,9 @@ MAGIC = b"\x0a\x0d\x0d\x0a"  #: block type of a section header, the same in both
 
 _SECTION, _INTERFACE, _OLD_PACKET, _SIMPLE, _STATISTICS, _ENHANCED = 0x0A0D0D0A, 1, 2, 3, 5, 6
 
-#: Blocks that are no packets but that Wireshark numbers as frames: systemd journal entries and Sysdig events
-#: (wiretap/pcapng_module.h). They take a frame number here too, or later frames would not agree.
-_OTHER_FRAMES = np.array([0x9, 0x204, 0x208, 0x216, 0x221, 0x222, 0x223], np.int64)
+#: Blocks that are no packets but that Wireshark numbers as frames: systemd journal entries, custom blocks and
+#: Sysdig events (wiretap/pcapng.c). They take a frame number here too, or later frames would not agree.
+_OTHER_FRAMES = np.array([0x9, 0xBAD, 0x40000BAD, 0x204, 0x208, 0x216, 0x221, 0x222, 0x223], np.int64)
 
 _BYTE_ORDER_MAGIC = {b"\x1a\x2b\x3c\x4d": ">", b"\x4d\x3c\x2b\x1a": "<"}
 
@@ -101,7 +101,7 @@ class PcapngReader:
                 continue
             began = True
             if records:
-                yield records
+                yield merge_records(records)
         if not self._stopped and buffer.length:
             if buffer.position == 0 and not began:
                 raise InputError(

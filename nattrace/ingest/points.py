@@ -205,6 +205,31 @@ class PointList:
         )
 
 
+def merge_records(parts: list[Records]) -> list[Records]:
+    """Join the parts, all of one buffer, that belong to one point, so that each point is decoded once a chunk.
+
+    A file of many small sections would otherwise cost a decoder call for each.
+    """
+    of_point: dict[int, list[Records]] = {}
+    for part in parts:
+        of_point.setdefault(part.point, []).append(part)
+    if len(of_point) == len(parts):
+        return parts
+    return [
+        Records(
+            point=point,
+            link_type=mine[0].link_type,
+            buffer=mine[0].buffer,
+            offset=np.concatenate([part.offset for part in mine]),
+            captured_length=np.concatenate([part.captured_length for part in mine]),
+            wire_length=np.concatenate([part.wire_length for part in mine]),
+            time_ns=np.concatenate([part.time_ns for part in mine]),
+            frame=np.concatenate([part.frame for part in mine]),
+        )
+        for point, mine in of_point.items()
+    ]
+
+
 def unique_names(points: Sequence[PointInfo]) -> list[str]:
     """Return a name for each point, all different, whatever the order in which the points are given.
 

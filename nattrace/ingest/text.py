@@ -24,8 +24,10 @@ import numpy as np
 from nattrace.errors import InputError
 from nattrace.ingest.source import Batch, PointInfo
 from nattrace.ingest.text_dump import Dump, decode_dumps
-from nattrace.ingest.text_lines import Printed, read_addresses, read_ip, read_packet
+from nattrace.ingest.text_lines import read_addresses, read_ip, read_packet
+from nattrace.ingest.text_packet import Printed
 from nattrace.ingest.text_sequence import SequenceNumbers
+from nattrace.ingest.text_stream import read_lines
 from nattrace.ingest.text_times import STAMP, Mode, PrintedClock, mode_of
 from nattrace.table import COLUMNS, TCP, PacketTable
 
@@ -35,17 +37,12 @@ if TYPE_CHECKING:
 
     from nattrace.ingest.source import ReadOptions
 
-#: Bytes of a line that are read; the rest of it is passed over. tcpdump's longest (SMB, BGP) stay under 16 KiB.
-MAX_LINE_BYTES = 1 << 16
 #: Points of one text, as for capture files: a text that names an interface in every line must not set the pace.
 MAX_POINTS = 1024
 #: Lines at the start by which the meaning of printed times is told.
 _HEAD_LINES = 200
-_READ_BYTES = 1 << 16
 _BATCH_ROWS = 16384
 
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
-_QUOTE = re.compile(r"(?:> ?){1,16}")
 _COLUMN = re.compile(
     r"(?:(\S{1,64})\s+)?(?:In|Out|B|M|P)\s+(?:ifindex \d{1,10} |(?=IP6? |ethertype |\S{17} ethertype |ARP, ))",
     re.ASCII,
@@ -74,49 +71,7 @@ _TEXT_COLUMNS = (
     "ip_length", "sport", "dport", "icmp_type", "icmp_code", "seq", "ack", "tcp_flags", "window", "checksum",
     "residual", "residual_known", "payload_length", "l4_visible",
 )  # fmt: skip
-
-
-def read_lines(stream: BinaryIO, label: str) -> Iterator[str]:
-    """Yield the lines of a binary stream, without line ends, BOM and colours, at most MAX_LINE_BYTES of each.
-
-    Bytes that are not UTF-8 become U+FFFD. Raises InputError when reading fails.
-    """
-    pending = b""
-    overlong = False  # the rest of an overlong line is still to come
-    position = 0
-    while True:
-        try:
-            block = stream.read(_READ_BYTES)
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{label}: reading fails after byte {position}: {error}") from error
-        if not block:
-            break
-        if not position:
-            block = block.removeprefix(b"\xef\xbb\xbf")
-        position += len(block)
-        lines = (pending + block).split(b"\n")
-        pending = lines.pop()
-        if overlong and lines:
-            lines.pop(0)
-            overlong = False
-        for line in lines:
-            yield _text(line)
-        if overlong:
-            pending = b""
-        elif len(pending) > MAX_LINE_BYTES:
-            yield _text(pending)
-            pending, overlong = b"", True
-    if pending and not overlong:
-        yield _text(pending)
-
-
-def _text(line: bytes) -> str:
-    text = line[:MAX_LINE_BYTES].decode("utf-8", "replace").rstrip("\r\n")
-    if "\x1b" in text:
-        text = _ANSI.sub("", text)
-    if text.startswith(">") and (quote := _QUOTE.match(text)) is not None:
-        text = text[quote.end() :]
-    return text
+_WIDTH = len(_TEXT_COLUMNS)
 
 
 class _Run:
@@ -155,17 +110,21 @@ class TextCapture:
     interface is one point named after its file. The stream needs ``read(size)`` only and is read once, forwards.
     """
 
+    #: There are no packets behind the rows, only what was printed of them.
+    printed = True
+
     def __init__(self, stream: BinaryIO, name: str | None, label: str) -> None:
-        self.points: list[PointInfo] = []
-        self._stream = stream
         self._named = name is not None
-        self._base = name if name is not None else PurePath(label).stem or label
+        self._base = name if name is not None else _stem(label)
+        #: the first is there from the start, and learns its interface with its first packet
+        self.points: list[PointInfo] = [PointInfo(self._base, label, named=self._named)]
+        self._stream = stream
         self._label = label
         self._index: dict[str | None, int] = {}
-        self._interfaces: list[str | None] = []
         self._run = _Run()
         self._pending: _Pending | None = None
-        self._rows: list[list[tuple[int | bool, ...]]] = []
+        #: of each point, the values of its rows one after the other: plain integers keep the collector idle
+        self._rows: list[list[int]] = []
         self._dumps: list[list[tuple[int, Dump, str | None]]] = []
         self._waiting = 0
         self._frame = 0
@@ -180,22 +139,23 @@ class TextCapture:
 
         Raises InputError when the stream fails, or at its end when no line was tcpdump's.
         """
-        lines = read_lines(self._stream, self._label)
-        head = list(islice(lines, _HEAD_LINES))
-        self._run = _Run(mode=mode_of(head))
-        for line in chain(head, lines):
-            self._line(line, options)
-            if self._waiting >= _BATCH_ROWS:
-                yield from self._flush(options)
-        self._finish(options)
-        yield from self._flush(options)
-        if not self._recognised:
-            raise InputError(
-                f"{self._label}: no line of this text is a packet as tcpdump prints it; "
-                "give a pcap or pcapng file, or the output of tcpdump -n"
-            )
-        if not self.points:
-            self._point(None)
+        try:
+            lines = read_lines(self._stream, self._label)
+            head = list(islice(lines, _HEAD_LINES))
+            self._run = _Run(mode=mode_of(head))
+            for line in chain(head, lines):
+                self._line(line, options)
+                if self._waiting >= _BATCH_ROWS:
+                    yield from self._flush(options)
+            self._finish(options)
+            yield from self._flush(options)
+            if not self._recognised:
+                raise InputError(
+                    f"{self._label}: no line of this text is a packet as tcpdump prints it; "
+                    "give a pcap or pcapng file, or the output of tcpdump -n"
+                )
+        finally:
+            self._stream.close()
 
     def _line(self, line: str, options: ReadOptions) -> None:
         text = line.strip()
@@ -289,11 +249,11 @@ class TextCapture:
         if pending.dump is not None:
             pending.dump.src, pending.dump.dst = packet.src, packet.dst
             pending.dump.frame_length = packet.frame_length
-            self._dumps[pending.point].append((len(rows), pending.dump, reason))
-        rows.append(self._row(pending, packet, options))
+            self._dumps[pending.point].append((len(rows) // _WIDTH, pending.dump, reason))
+        rows.extend(self._row(pending, packet, options))
         self._waiting += 1
 
-    def _row(self, pending: _Pending, packet: Printed, options: ReadOptions) -> tuple[int | bool, ...]:
+    def _row(self, pending: _Pending, packet: Printed, options: ReadOptions) -> tuple[int, ...]:
         seq, ack = packet.seq or 0, 0
         if packet.protocol == TCP:
             seq, ack = self._run.sequence.absolute(
@@ -314,18 +274,19 @@ class TextCapture:
         )  # fmt: skip
 
     def _flush(self, options: ReadOptions) -> Iterator[Batch]:
-        for index, (info, rows, dumps) in enumerate(zip(self.points, self._rows, self._dumps, strict=True)):
+        for index, (info, rows, dumps) in enumerate(zip(self.points, self._rows, self._dumps, strict=False)):
             if not rows:
                 continue
-            table = PacketTable.empty(len(rows))
-            for name, column in zip(_TEXT_COLUMNS, zip(*rows, strict=True), strict=True):
-                setattr(table, name, np.array(column, COLUMNS[name]))
+            values = np.array(rows, np.int64).reshape(-1, _WIDTH)
+            table = PacketTable.empty(len(values))
+            for name, column in zip(_TEXT_COLUMNS, values.T, strict=True):
+                setattr(table, name, column.astype(COLUMNS[name]))
             if dumps:
                 unread = decode_dumps(table, [(row, dump) for row, dump, _ in dumps], options)
                 lost = {row: reason for row, _, reason in dumps if reason is not None and row in unread}
                 info.skipped.update(Counter(lost.values()))
                 if lost:
-                    table = table.take(np.setdiff1d(np.arange(len(rows)), list(lost)))
+                    table = table.take(np.setdiff1d(np.arange(len(values)), list(lost)))
             info.decoded += len(table)
             rows.clear()
             dumps.clear()
@@ -369,20 +330,21 @@ class TextCapture:
         """Return the index of the interface's point, making it when it is new."""
         index = self._index.get(interface)
         if index is None:
-            if len(self.points) == MAX_POINTS:
+            if len(self._index) == MAX_POINTS:
                 raise InputError(
                     f"{self._label}: more than {MAX_POINTS} interfaces; cut the text to those of interest"
                 )
-            index = self._index[interface] = len(self.points)
-            self.points.append(PointInfo(self._base, self._label, interface, named=self._named))
-            self._interfaces.append(interface)
+            index = self._index[interface] = len(self._index)
+            if index:
+                self.points.append(PointInfo(self._base, self._label, named=self._named))
+            self.points[index].interface = interface
             self._rows.append([])
             self._dumps.append([])
             for info in self.points:
                 info.name = self._base if info.interface is None else info.interface
                 if self._named:
                     info.name = self._base
-                    if len(self.points) > 1 and info.interface is not None:
+                    if index and info.interface is not None:
                         info.name = f"{self._base}:{info.interface}"
         self._run.points.add(index)
         info = self.points[index]
@@ -391,6 +353,14 @@ class TextCapture:
         if info.snaplen is None:
             info.snaplen = self._run.snaplen
         return index
+
+
+def _stem(label: str) -> str:
+    """Return what a point is called after its file: the name without suffixes of compression and of text."""
+    path = PurePath(label)
+    if path.suffix in (".gz", ".bz2", ".xz", ".zst"):
+        path = path.with_suffix("")
+    return path.stem or label
 
 
 def _printable(interface: str) -> str | None:

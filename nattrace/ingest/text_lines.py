@@ -8,15 +8,12 @@ and opens nothing. Every pattern is anchored and without nested repetition, so a
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from functools import lru_cache
-from socket import AF_INET, AF_INET6, inet_pton
 
-from nattrace.ingest.text_words import SERVICES, icmp_type_code, icmpv6_type_code, protocol_number
-from nattrace.table import DCCP, DONT_FRAGMENT, FRAGMENT_OFFSET, ICMP, ICMPV6, MORE_FRAGMENTS, SCTP, TCP, UDP
+from nattrace.ingest.text_endpoint import ADDRESSES, endpoint, port_number
+from nattrace.ingest.text_packet import Printed
+from nattrace.ingest.text_upper import read_upper
+from nattrace.table import DONT_FRAGMENT, FRAGMENT_OFFSET, MORE_FRAGMENTS
 
-#: Endpoints remembered by their text: a busy capture's worth, some 10 MB.
-_ENDPOINT_CACHE = 1 << 15
 #: Characters of a line in which the IP header must begin: -e with several VLAN tags and MPLS labels is under 300.
 _LINK_REACH = 512
 #: Places in a line that are tried as the beginning of an IP header; two were needed in all of tcpdump's tests.
@@ -26,40 +23,6 @@ _EXTENSIONS = 8
 
 _U32 = 0xFFFFFFFF
 
-
-@dataclass(slots=True)
-class Printed:
-    """One printed packet. Numbers are 0 where tcpdump did not print them, None where that has a meaning."""
-
-    version: int = 0
-    ttl: int = 0
-    ip_id: int = 0
-    fragment: int = 0  #: as `PacketTable.fragment`
-    ip_length: int = 0
-    header_length: int = 0  #: IP header bytes; 0 if options or extension headers make it unknown
-    protocol: int | None = None
-    frame_length: int = 0  #: -e
-    addressed: bool = False  #: the addresses have been read
-    src: bytes = b""
-    dst: bytes = b""
-    src_text: str = ""  #: endpoints as printed: names of a TCP connection
-    dst_text: str = ""
-    sport: int = 0
-    dport: int = 0
-    icmp_type: int = 0
-    icmp_code: int = 0
-    seq: int | None = None  #: as printed: may be relative for TCP
-    ack: int | None = None
-    tcp_flags: int = 0
-    window: int = 0
-    checksum: int | None = None
-    checksum_correct: bool = False
-    payload_length: int = 0
-    l4_length: int = 0  #: header bytes whose fields the text holds: PacketTable.l4_visible
-
-
-#: tcpdump's letters (print-tcp.c, tcp_flag_values).
-_FLAG_LETTERS = {"F": 1, "S": 2, "R": 4, "P": 8, ".": 16, "U": 32, "E": 64, "W": 128, "e": 256}
 
 #: Where the IP header begins: behind PPP's or Ethernet's protocol number (-e), behind ``IP``, or ``ip:`` (raw, -e).
 _IP_START = re.compile(
@@ -78,35 +41,10 @@ _V6_HEADER = re.compile(
     r"next-header:? [^(]{0,40}\((\d{1,3})\),? (?:payload )?length:? (\d{1,10})\) ?",
     re.ASCII,
 )
-_ADDRESSES = re.compile(r"(\S{1,300}) > (\S{1,300}):(?: |$)", re.ASCII)
-_HOST_NAME = re.compile(r"[A-Za-z0-9_.-]{1,300}\Z", re.ASCII)
-_CHECKSUM_NOTE = re.compile(r"\[(?:no cksum|[^\]]{0,100}(?:sum ok|cksum)[^\]]{0,100})\] ?", re.ASCII)
-_TCP = re.compile(
-    r"Flags \[([^\]]{1,16})\](?:, cksum 0x([0-9a-f]{1,4}) \(([^)]{0,40})\))?(?:, seq (\d{1,10})(?::(\d{1,10}))?)?"
-    r"(?:, ack (\d{1,10}))?(?:, win (\d{1,5}))?(?:, urg \d{1,5})?(?:, options \[[^\]]{0,400}\])?"
-    r"(?:, length (\d{1,10}))?",
-    re.ASCII,
-)
-#: tcpdump before 4.1 (2010): ``S 123:123(0) ack 7 win 5840``.
-_OLD_TCP = re.compile(
-    r"([SFRPWEU.]{1,8}) (?:\[[^\]]{0,60}\] ?,? ?)?(?:(\d{1,10}):(\d{1,10})\((\d{1,10})\) )?(?:ack (\d{1,10}) )?win (\d{1,5})",
-    re.ASCII,
-)
-_QUIET_TCP = re.compile(r"tcp (\d{1,10})\b", re.ASCII)
-_LENGTH = re.compile(r", length (\d{1,10})", re.ASCII)
-_ICMP_QUERY = re.compile(r"[^,]{0,40}?,? ?id (\d{1,5}),? seq (\d{1,5})", re.ASCII)
-#: UDP payload length, where tcpdump prints the UDP one: plainly, or at the end of a line of DNS.
-_UDP_LENGTH = re.compile(r"UDP, (?:bad length \d{1,10} > \d{1,10}|length:? (\d{1,10}))", re.ASCII)
-_DNS_LENGTH = re.compile(r"\((\d{1,5})\)\Z", re.ASCII)
-_NTP_LENGTH = re.compile(r"(?:NTPv\d|BOOTP/DHCP), .{0,200}length:? (\d{1,5})\b", re.ASCII)
-#: Protocols whose first printed length is that of the IP payload: GRE, ESP, PIM, VRRP.
-_LENGTH_PROTOCOLS = frozenset((47, 50, 103, 112))
-_DNS_PORTS = frozenset((53, 5353, 5355))
 _EXTENSION = re.compile(r"(?:HBH|DSTOPT|RT6|srcrt|frag|AH)\b ?", re.ASCII)
 _FRAGMENT6 = re.compile(r"\((?:0x([0-9a-f]{1,8}):)?(\d{1,5})\|(\d{1,5})\)", re.ASCII)
 _LATE_PORTS = re.compile(r"(\S{1,40}) > (\S{1,40}): ?", re.ASCII)
 _EXTENSION_HEADERS = frozenset((0, 43, 44, 51, 60))
-_PORT_PROTOCOLS = frozenset((TCP, UDP, SCTP, DCCP, 136))
 
 
 def is_arp(text: str) -> bool:
@@ -116,44 +54,6 @@ def is_arp(text: str) -> bool:
         or "ethertype ARP" in text[:300]
         or "ethertype Reverse ARP" in text[:300]
     )
-
-
-def port_number(text: str) -> int | None:
-    """Return the port that tcpdump printed as a number or as a service name."""
-    if text.isascii() and text.isdigit():
-        return int(text) if len(text) <= 5 and int(text) <= 0xFFFF else None
-    return SERVICES.get(text)
-
-
-@lru_cache(_ENDPOINT_CACHE)
-def endpoint(text: str) -> tuple[bytes, int | None] | str:
-    """Return (address in network order, port or None) of ``ADDRESS`` or ``ADDRESS.PORT``, or why not.
-
-    The reasons are "name-not-address", "service-name" and "text-unparsed".
-    """
-    if ":" in text:
-        head, _, tail = text.rpartition(".")
-        for address, port in ((text, None), (head, tail)):
-            try:
-                packed = inet_pton(AF_INET6, address)
-            except (OSError, ValueError):
-                continue
-            if port is None:
-                return packed, None
-            number = port_number(port)
-            return (packed, number) if number is not None else "service-name"
-        return "text-unparsed"
-    parts = text.split(".")
-    if len(parts) in (4, 5) and all(part.isdigit() for part in parts[:4]):
-        try:
-            packed = inet_pton(AF_INET, ".".join(parts[:4]))
-        except (OSError, ValueError):
-            return "text-unparsed"
-        if len(parts) == 4:
-            return packed, None
-        number = port_number(parts[4])
-        return (packed, number) if number is not None else "service-name"
-    return "name-not-address" if _HOST_NAME.match(text) else "text-unparsed"
 
 
 def read_packet(text: str) -> Printed | str:
@@ -225,7 +125,7 @@ def _read_v4_header(header: re.Match[str], printed: Printed) -> None:
 
 def read_addresses(text: str, printed: Printed) -> str | None:
     """Read ``SRC > DST: ...`` into `printed`; return None, or the reason why that is impossible."""
-    match = _ADDRESSES.match(text)
+    match = ADDRESSES.match(text)
     if match is None:
         return "truncated" if "[|ip" in text[:100] else "text-unparsed"
     source, target = endpoint(match[1]), endpoint(match[2])
@@ -246,9 +146,7 @@ def read_addresses(text: str, printed: Printed) -> str | None:
         if upper is None:
             return "text-unparsed"
         rest = upper
-    while (note := _CHECKSUM_NOTE.match(rest)) is not None:
-        rest = rest[note.end() :]
-    return _read_upper(rest, printed, sport, dport)
+    return read_upper(rest, printed, sport, dport)
 
 
 def _skip_extensions(
@@ -300,155 +198,3 @@ def _closing(text: str) -> int:
             if not depth:
                 return index
     return -1
-
-
-def _read_upper(rest: str, printed: Printed, sport: int | None, dport: int | None) -> str | None:
-    if printed.fragment & FRAGMENT_OFFSET:
-        return _read_later_fragment(rest, printed)
-    if sport is not None and dport is not None:
-        printed.sport, printed.dport = sport, dport
-        return _read_ported(rest, printed)
-    if rest.startswith("ICMP "):
-        return _read_icmp(rest[5:], printed, ICMP)
-    if rest.startswith("ICMP6, "):
-        return _read_icmp(rest[7:], printed, ICMPV6)
-    if rest.startswith("[|") and printed.protocol is None:
-        return "truncated"
-    if printed.protocol is None:
-        printed.protocol = _tunnel(rest) if " > " in rest[:_LINK_REACH] else protocol_number(rest)
-    if printed.protocol is None:
-        return "text-unparsed"
-    if printed.protocol in _PORT_PROTOCOLS or printed.protocol in (ICMP, ICMPV6):
-        # no ports although the protocol has them: a later fragment whose offset is not printed, or cut off
-        return "truncated" if "[|" in rest[:80] else "fragment"
-    if printed.ip_length and printed.header_length:
-        printed.payload_length = max(0, printed.ip_length - printed.header_length)
-    elif printed.protocol in _LENGTH_PROTOCOLS and (length := _LENGTH.search(rest)) is not None:
-        printed.payload_length = int(length[1]) & _U32
-    return None
-
-
-def _tunnel(rest: str) -> int | None:
-    """Return the protocol where addresses follow the addresses: IPv4 4, IPv6 41, or PGM (RFC 3208) 113."""
-    inner = _ADDRESSES.match(rest)
-    if inner is None:
-        return protocol_number(rest)
-    if rest.startswith("PGM", inner.end()):
-        return 113
-    source = endpoint(inner[1])
-    return None if isinstance(source, str) else 4 if len(source[0]) == 4 else 41
-
-
-def _read_later_fragment(rest: str, printed: Printed) -> str | None:
-    if printed.protocol is None:
-        printed.protocol = protocol_number(rest)
-    if printed.protocol is None:
-        return "fragment"
-    if printed.ip_length and printed.header_length:
-        printed.payload_length = max(0, printed.ip_length - printed.header_length)
-    return None
-
-
-def _read_ported(rest: str, printed: Printed) -> str | None:
-    if rest.startswith("Flags ["):
-        return _read_tcp(rest, printed)
-    if printed.protocol is None:
-        if rest.startswith("[|"):
-            return "truncated"
-        if (quiet := _QUIET_TCP.match(rest)) is not None:
-            printed.protocol = TCP
-            printed.payload_length = int(quiet[1]) & _U32
-            printed.l4_length = 4
-            return None
-        if (old := _OLD_TCP.match(rest)) is not None:
-            _read_old_tcp(old, printed)
-            return None
-        word = rest[:5].lower()
-        printed.protocol = SCTP if word.startswith("sctp") else DCCP if word.startswith("dccp") else UDP
-    if printed.protocol == UDP:
-        _read_udp(rest, printed)
-    elif printed.protocol == SCTP and printed.ip_length and printed.header_length:
-        printed.payload_length = max(0, printed.ip_length - printed.header_length - 12)
-    printed.l4_length = 8 if printed.protocol == UDP else 4
-    return None
-
-
-def _flags(letters: str) -> int:
-    flags = 0
-    if letters != "none":
-        for letter in letters:
-            flags |= _FLAG_LETTERS.get(letter, 0)
-    return flags
-
-
-def _read_tcp(rest: str, printed: Printed) -> str | None:
-    match = _TCP.match(rest)
-    if match is None:
-        return "text-unparsed"
-    letters, checksum, verdict, seq, end, ack, window, length = match.groups()
-    printed.protocol = TCP
-    printed.tcp_flags = _flags(letters)
-    printed.seq = None if seq is None else int(seq) & _U32
-    printed.ack = None if ack is None else int(ack) & _U32
-    printed.window = int(window or 0) & 0xFFFF
-    if checksum is not None:
-        printed.checksum = int(checksum, 16)
-        printed.checksum_correct = verdict == "correct"
-    if length is None and (late := _LENGTH.search(rest, match.end(), match.end() + 600)) is not None:
-        length = late[1]
-    if length is not None:
-        printed.payload_length = int(length) & _U32
-    elif seq is not None and end is not None:
-        printed.payload_length = (int(end) - int(seq)) & _U32
-    printed.l4_length = 20 if window is not None else 4
-    return None
-
-
-def _read_old_tcp(match: re.Match[str], printed: Printed) -> None:
-    letters, seq, _, length, ack, window = match.groups()
-    printed.protocol = TCP
-    printed.tcp_flags = _flags(letters.replace(".", "")) | (16 if ack is not None else 0)
-    printed.seq = None if seq is None else int(seq) & _U32
-    printed.ack = None if ack is None else int(ack) & _U32
-    printed.window = int(window) & 0xFFFF
-    printed.payload_length = int(length or 0) & _U32
-    printed.l4_length = 20
-
-
-def _read_udp(rest: str, printed: Printed) -> None:
-    """Find the UDP payload length: from the IP length if that was printed, else from the words."""
-    if printed.ip_length and printed.header_length:
-        printed.payload_length = max(0, printed.ip_length - printed.header_length - 8)
-        return
-    length = _UDP_LENGTH.match(rest) or _NTP_LENGTH.match(rest)
-    if length is None and (printed.sport in _DNS_PORTS or printed.dport in _DNS_PORTS):
-        length = _DNS_LENGTH.search(rest[-8:])
-    if length is not None and length[1] is not None:
-        printed.payload_length = int(length[1]) & _U32
-        if printed.header_length:
-            printed.ip_length = printed.header_length + 8 + printed.payload_length
-
-
-def _read_icmp(rest: str, printed: Printed, protocol: int) -> str | None:
-    printed.protocol = protocol
-    known = icmp_type_code(rest) if protocol == ICMP else icmpv6_type_code(rest)
-    if known is None:
-        return "text-unparsed"
-    printed.icmp_type, printed.icmp_code = known
-    query = printed.icmp_type in ((0, 8, 13, 14) if protocol == ICMP else (128, 129))
-    if query:
-        match = _ICMP_QUERY.match(rest)
-        if match is None:
-            return "truncated" if "[|icmp" in rest[:200] else "text-unparsed"
-        printed.sport = printed.dport = int(match[1]) & 0xFFFF
-        printed.seq = int(match[2]) & 0xFFFF
-    lengths = _LENGTH.findall(rest[-400:])
-    if lengths:
-        whole = int(lengths[-1]) & _U32  # the last one is ICMP's own
-        printed.payload_length = max(0, whole - 8)
-        if printed.header_length and not printed.ip_length:
-            printed.ip_length = printed.header_length + whole
-    elif printed.header_length and printed.ip_length:
-        printed.payload_length = max(0, printed.ip_length - printed.header_length - 8)
-    printed.l4_length = 8
-    return None

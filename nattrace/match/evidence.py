@@ -7,12 +7,12 @@ server's address) can carry a match alone. This module weighs; it never pairs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from nattrace.match.keys import icmp_query_rows
-from nattrace.table import TCP
+from nattrace.match.keys import ACK_END, has_ports
+from nattrace.table import ICMP, ICMPV6, TCP
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,77 +27,91 @@ _NAMES = (
     "icmp-seq", "tcp-seq", "tcp-ack", "payload", "checksum", "ip-id", "same-src", "same-dst", "binding", "nearest",
 )  # fmt: skip
 
-#: Bits of agreement from which a pair that is unique on both sides is believed on its own.
-STRONG = 40
+#: Bits of agreement from which a pair that is unique on both sides is believed on its own: an IP
+#: identification with a TCP sequence number or a payload, also where NAT changed both endpoints at once.
+STRONG = 38
 
 _BITS_TCP_SEQ = 24  # 32 random bits, less what windows of nearby connections share
 _BITS_TCP_ACK = 16
 _BITS_ICMP_SEQ = 4  # every ping counts from 0 or 1
 _BITS_IP_ID = 14  # 16 bits; small counters repeat
-_BITS_CONTENT_LONG = 24  # 8 bytes and more
-_BITS_CONTENT_SHORT = 12  # 4 to 7 bytes
-_BITS_CONTENT_TINY = 4
+#: By content length: 1 to 3 bytes say little, 8 and more say much unless they repeat.
+_CONTENT_BITS = np.array([0, 4, 4, 4, 12, 12, 12, 12, 24], np.int16)
 _BITS_RESIDUAL = 12  # 16 bits over the whole payload; constant payloads share it
 _BITS_ADDRESS = 16
 _BITS_PORT = 8
 
 
 def weigh(
-    a: PacketTable, b: PacketTable, book: AddressBook
-) -> tuple[NDArray[np.int32], NDArray[np.uint16], NDArray[np.bool_]]:
-    """Compare row i of `a` with row i of `b`, which have equal content keys.
+    table_a: PacketTable,
+    rows_a: NDArray[np.int64],
+    table_b: PacketTable,
+    rows_b: NDArray[np.int64],
+    book: AddressBook,
+) -> tuple[NDArray[np.int16], NDArray[np.uint16], NDArray[np.bool_]]:
+    """Compare row rows_a[i] of one table with row rows_b[i] of the other; their content keys are equal.
 
     Returns (bits, flags, conflict). A conflict is a field that Linux NAT never changes and that differs:
     both IP identifications present and different, or both checksum residuals known and different. Where
     neither endpoint survived, only an IP identification or a TCP sequence number can vouch for the pair
     (a proxy copies payloads onto its own connection), so anything less is a conflict too.
     """
-    tcp = a.protocol == TCP
-    bits = np.zeros(len(a), np.int32)
-    flags = np.zeros(len(a), np.uint16)
 
-    def credit(rows: NDArray[np.bool_], flag: int, amount: int) -> None:
-        flags[rows] |= np.uint16(flag)
-        bits[rows] += amount
+    def a(name: str) -> NDArray[Any]:
+        return cast("NDArray[Any]", getattr(table_a, name)[rows_a])
 
-    tcp_seq = tcp & (a.seq != 0)
-    credit(tcp_seq, TCP_SEQ, _BITS_TCP_SEQ)
-    credit(tcp & (a.ack != 0) & (a.l4_visible >= 12) & (b.l4_visible >= 12), TCP_ACK, _BITS_TCP_ACK)
-    if not tcp.all():
-        credit(icmp_query_rows(a), ICMP_SEQ, _BITS_ICMP_SEQ)
+    def b(name: str) -> NDArray[Any]:
+        return cast("NDArray[Any]", getattr(table_b, name)[rows_b])
+
+    # equal content keys: protocol, TCP and ICMP fields and the content are the same on both sides
+    protocol = a("protocol")
+    tcp = protocol == TCP
+    tcp_seq = tcp & (a("seq") != 0)
+    tcp_ack = tcp & (a("ack") != 0) & (np.minimum(a("l4_visible"), b("l4_visible")) >= ACK_END)
+    query = (protocol == ICMP) | (protocol == ICMPV6)
+    flags = tcp_seq * np.uint16(TCP_SEQ)
+    flags |= tcp_ack * np.uint16(TCP_ACK)
+    flags |= query * np.uint16(ICMP_SEQ)
 
     # Payload and checksum residual speak of the same bytes: only the stronger of the two counts.
-    length = a.content_length
-    content = np.where(
-        length >= 8,
-        _BITS_CONTENT_LONG,
-        np.where(length >= 4, _BITS_CONTENT_SHORT, np.where(length > 0, _BITS_CONTENT_TINY, 0)),
-    )
-    both_residuals = a.residual_known & b.residual_known
-    same_residual = both_residuals & (a.residual == b.residual)
-    flags[length > 0] |= np.uint16(PAYLOAD)
-    flags[same_residual] |= np.uint16(CHECKSUM)
-    bits += np.maximum(content, np.where(same_residual, _BITS_RESIDUAL, 0)).astype(np.int32)
+    content_length = a("content_length")
+    both_residuals = a("residual_known") & b("residual_known")
+    same_residual = a("residual") == b("residual")
+    flags |= (content_length > 0) * np.uint16(PAYLOAD)
+    flags |= (both_residuals & same_residual) * np.uint16(CHECKSUM)
 
-    both_ids = (a.ip_id != 0) & (b.ip_id != 0)
-    same_id = a.ip_id == b.ip_id
-    credit(both_ids & same_id, IP_ID, _BITS_IP_ID)
+    id_a, id_b = a("ip_id"), b("ip_id")
+    both_ids = (id_a != 0) & (id_b != 0)
+    same_id = id_a == id_b
+    vouched = both_ids & same_id
+    flags |= vouched * np.uint16(IP_ID)
 
-    query = icmp_query_rows(a) if not tcp.all() else np.zeros(len(a), np.bool_)
-    same_version = a.version == b.version
-    same_src = same_version & (a.src == b.src)
-    same_dst = same_version & (a.dst == b.dst)
-    credit(same_src, SAME_SRC, _BITS_ADDRESS)
-    credit(same_dst, SAME_DST, _BITS_ADDRESS)
-    ported = ~query & ((a.sport != 0) | (a.dport != 0))
-    bits[same_src & ported & (a.sport == b.sport)] += _BITS_PORT
-    bits[same_dst & ported & (a.dport == b.dport)] += _BITS_PORT
+    version_a, version_b = a("version"), b("version")
+    dst_a, dst_b = a("dst"), b("dst")
+    same_version = version_a == version_b
+    same_src = same_version & (a("src") == b("src"))
+    same_dst = same_version & (dst_a == dst_b)
+    flags |= same_src * np.uint16(SAME_SRC)
+    flags |= same_dst * np.uint16(SAME_DST)
+    same_sport = same_src & (a("sport") == b("sport"))
+    same_dport = same_dst & (a("dport") == b("dport"))
+    ported = has_ports(protocol)
+
+    bits = _CONTENT_BITS[np.minimum(content_length, 8)]
+    bits = np.maximum(bits, (both_residuals & same_residual) * np.int16(_BITS_RESIDUAL))
+    for rows, amount in (
+        (tcp_seq, _BITS_TCP_SEQ), (tcp_ack, _BITS_TCP_ACK), (query, _BITS_ICMP_SEQ), (vouched, _BITS_IP_ID),
+        (same_src, _BITS_ADDRESS), (same_dst, _BITS_ADDRESS),
+        (same_sport & ported, _BITS_PORT), (same_dport & ported, _BITS_PORT),
+    ):  # fmt: skip
+        bits += rows * np.int16(amount)
 
     conflict = (both_ids & ~same_id) | (both_residuals & ~same_residual)
-    conflict |= ~(same_src | same_dst) & ~(both_ids & same_id) & ~tcp_seq
+    conflict |= ~(same_src | same_dst) & ~vouched & ~tcp_seq
     # Multicast and broadcast are not translated: a group address at both points must be the same one,
     # and its sender too, or two hosts are merely saying the same thing to everybody.
-    conflict |= (book.is_group(a.version, a.dst) | book.is_group(b.version, b.dst)) & ~(same_src & same_dst)
+    group = book.is_group(version_a, dst_a) | book.is_group(version_b, dst_b)
+    conflict |= group & ~(same_src & same_dst)
     return bits, flags, conflict
 
 

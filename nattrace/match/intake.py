@@ -7,100 +7,82 @@ however different the captures' rates are.
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from nattrace.match.fragments import FirstFragments
-from nattrace.match.keys import icmp_error_rows, icmp_query_rows
-from nattrace.table import ICMP, ICMPV6, PacketTable
+from nattrace.match.prepare import Preparation
+from nattrace.match.workers import Worker, worthwhile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from nattrace.ingest.source import Batch, Capture, PointInfo, ReadOptions
+    from nattrace.ingest.source import Capture, PointInfo, ReadOptions
+    from nattrace.match.prepare import Prepared
     from nattrace.match.windows import Matcher
-
-_PCAP_RECORD_HEADER = 16
 
 
 @dataclass(slots=True)
 class _Reading:
     """One capture while it is read."""
 
-    capture: Capture
-    batches: Iterator[Batch]
-    #: index of each of its points among all points
-    numbers: dict[int, int] = field(default_factory=dict)
+    source: Preparation | Worker
+    chunks: Iterator[Prepared]
+    numbers: dict[int, int] = field(default_factory=dict)  #: its points' numbers among all points
     newest_ns: int = -(2**62)
-    done: bool = False
 
 
-class Intake:
-    """Reads captures into a matcher; afterwards tells their points and what it set aside, by reason."""
+def take_in(
+    captures: Sequence[Capture],
+    sizes_bytes: Sequence[int],
+    options: ReadOptions,
+    matcher: Matcher,
+    progress: Callable[[int], None] | None,
+) -> tuple[list[PointInfo], list[Counter[str]]]:
+    """Read all captures to their ends and match them.
 
-    def __init__(self, captures: Sequence[Capture], options: ReadOptions, matcher: Matcher) -> None:
-        self._readings = [_Reading(capture, capture.batches(options)) for capture in captures]
-        self._matcher = matcher
-        self._order: list[tuple[_Reading, int]] = []
-        self._first_fragments: list[FirstFragments] = []
-        self.set_aside: list[Counter[str]] = []
+    `sizes_bytes` are the sizes of the captures' files, 0 where unknown. `progress` is told the bytes of
+    every chunk. Returns the points in the order of the matcher's numbers, and what was set aside at each.
+    """
+    points: list[tuple[_Reading, int]] = []
 
-    def run(self, progress: Callable[[int], None] | None) -> None:
-        """Read everything; `progress` is told the bytes of every batch."""
-        active = list(self._readings)
-        while active:
-            reading = min(active, key=lambda r: r.newest_ns)
-            batch = next(reading.batches, None)
-            if batch is None:
-                reading.done = True
-                active.remove(reading)
-                continue
-            self._take(reading, batch)
-            if progress is not None:
-                progress(int(batch.table.captured_length.sum()) + _PCAP_RECORD_HEADER * len(batch.table))
-            if self._matcher.full():
-                self._matcher.advance(min((r.newest_ns for r in active), default=None))
-        for reading in self._readings:
-            # points without a decoded packet are points all the same
-            for local in range(len(reading.capture.points)):
-                self._number(reading, local)
-        self._matcher.finish()
-
-    def points(self) -> list[PointInfo]:
-        """Return the points in the numbers that the matcher knows them by."""
-        return [reading.capture.points[local] for reading, local in self._order]
-
-    def _number(self, reading: _Reading, local: int) -> int:
+    def number_of(reading: _Reading, local: int) -> int:
         number = reading.numbers.get(local)
         if number is None:
-            number = reading.numbers[local] = len(self._order)
-            self._order.append((reading, local))
-            self._first_fragments.append(FirstFragments())
-            self.set_aside.append(Counter())
-            self._matcher.add(number, PacketTable.empty())
+            number = reading.numbers[local] = len(points)
+            points.append((reading, local))
+            matcher.add_point()
         return number
 
-    def _take(self, reading: _Reading, batch: Batch) -> None:
-        number = self._number(reading, batch.point)
-        table = batch.table
-        if not len(table):
-            return
-        reading.newest_ns = max(reading.newest_ns, int(table.time_ns.max()))
-        reasons = self.set_aside[number]
-        orphan = self._first_fragments[number].fill(table)
-        icmp = (table.protocol == ICMP) | (table.protocol == ICMPV6)
-        aside = orphan
-        if icmp.any():
-            error = icmp & icmp_error_rows(table) & ~orphan
-            other = icmp & ~icmp_query_rows(table) & ~error & ~orphan
-            for reason, rows in (("icmp-error", error), ("icmp-other", other)):
-                if count := int(rows.sum()):
-                    reasons[reason] += count
-            aside = orphan | error | other
-        if aside.any():
-            if count := int(orphan.sum()):
-                reasons["fragment-without-first"] += count
-            table = table.take(np.flatnonzero(~aside))
-        self._matcher.add(number, table)
+    with ExitStack() as stack:
+        readings: list[_Reading] = []
+        for capture, size_bytes in zip(captures, sizes_bytes, strict=True):
+            source: Preparation | Worker
+            if len(captures) > 1 and worthwhile(size_bytes):
+                source = stack.enter_context(closing(Worker(capture, options)))
+            else:
+                source = Preparation(capture, options)
+            readings.append(_Reading(source, source.chunks()))
+        active = list(readings)
+        while active:
+            reading = min(active, key=lambda r: r.newest_ns)
+            chunk = next(reading.chunks, None)
+            if chunk is None:
+                active.remove(reading)
+                continue
+            reading.newest_ns = max(reading.newest_ns, int(chunk.rows.table.time_ns.max()))
+            matcher.add(number_of(reading, chunk.point), chunk.rows, chunk.flows)
+            if progress is not None:
+                progress(chunk.size_bytes)
+            if matcher.full():
+                matcher.advance(min((r.newest_ns for r in active), default=None))
+        outcomes = {id(reading): reading.source.outcome() for reading in readings}
+    for reading in readings:
+        # points without a usable packet are points all the same
+        for local in range(len(outcomes[id(reading)].points)):
+            number_of(reading, local)
+    matcher.finish()
+    return (
+        [outcomes[id(reading)].points[local] for reading, local in points],
+        [outcomes[id(reading)].set_aside[local] for reading, local in points],
+    )

@@ -40,7 +40,7 @@ M3 = np.uint64(0xFF51AFD7ED558CCD)
 _S16, _S17, _S29, _S31, _S32, _S48 = (np.uint64(n) for n in (16, 17, 29, 31, 32, 48))
 
 #: L4 bytes that must be comparable before a TCP field may enter a key (RFC 9293 section 3.1).
-_ACK_END, _FLAGS_END, _WINDOW_END = 12, 14, 16
+ACK_END, _FLAGS_END, _WINDOW_END = 12, 14, 16
 
 
 def mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -67,7 +67,7 @@ def packet_keys(table: PacketTable) -> tuple[NDArray[np.uint64], NDArray[np.uint
     all_tcp = bool(tcp.all())
     word: NDArray[np.uint64] = seq.astype(np.uint64)
     word <<= _S32
-    ack = np.where(tcp & (visible >= _ACK_END), table.ack, np.uint32(0))
+    ack = np.where(tcp & (visible >= ACK_END), table.ack, np.uint32(0))
     flags = np.where(tcp & (visible >= _FLAGS_END), table.tcp_flags, np.uint16(0))
     window = np.where(tcp & (visible >= _WINDOW_END), table.window, np.uint16(0))
     if not all_tcp:
@@ -91,6 +91,22 @@ def packet_keys(table: PacketTable) -> tuple[NDArray[np.uint64], NDArray[np.uint
     content = mix(word)
     exact = content ^ (table.ip_id.astype(np.uint64) + np.uint64(1)) * M1
     return content, mix(exact)
+
+
+def commonplace_keys(table: PacketTable) -> NDArray[np.uint64]:
+    """Return a key of what each packet says, without anything that counts or tells packets apart.
+
+    Packets of one key carry the same payload: keep-alives, pings with a constant filling, announcements.
+    An ICMP query's residual without its sequence number is the sum of its payload, even where the snaplen
+    cut the payload off.
+    """
+    word = table.content_hash ^ (table.payload_length.astype(np.uint64) << _S32)
+    word ^= (table.protocol.astype(np.uint64) << _S16) | (table.icmp_type.astype(np.uint64) << np.uint64(8))
+    icmp = ((table.protocol == ICMP) | (table.protocol == ICMPV6)) & table.residual_known
+    if icmp.any():
+        filling = (table.residual.astype(np.int64) - (table.seq & np.uint32(0xFFFF))) % 65535
+        word ^= np.where(icmp, filling, 0).astype(np.uint64) << _S48
+    return mix(word)
 
 
 def endpoint_hash(
@@ -149,6 +165,10 @@ def icmp_error_rows(table: PacketTable) -> NDArray[np.bool_]:
 def has_ports(protocol: NDArray[Any]) -> NDArray[np.bool_]:
     """Return which protocol numbers have ports at the start of their header."""
     rows: NDArray[np.bool_] = (
-        (protocol == TCP) | (protocol == UDP) | (protocol == UDPLITE) | (protocol == SCTP) | (protocol == DCCP)
+        (protocol == TCP)
+        | (protocol == UDP)
+        | (protocol == UDPLITE)
+        | (protocol == SCTP)
+        | (protocol == DCCP)
     )
     return rows

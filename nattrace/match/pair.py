@@ -8,19 +8,20 @@ ambiguous. Nothing here reads files or knows what NAT is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nattrace.match import evidence
-from nattrace.match.keys import M1, mix
+from nattrace.match.edges import Edges, group_edges, merge_edges
+from nattrace.match.keys import M1, commonplace_keys, mix
 from nattrace.match.pairing import group_ids, nearest_pairs, unique_pairs
 from nattrace.match.rows import Rows
-from nattrace.match.edges import Edges, group_edges, merge_edges
+from nattrace.table import TCP
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -37,6 +38,12 @@ WAITING_LIMIT = 262_144
 #: is no further apart than this many times the usual latency of the pair of points.
 _REACH_FACTOR = 4
 _REACH_FLOOR_NS = 100_000
+#: Packets with nothing of their own are paired inside a binding only when about as far apart as usual: half
+#: as far again, plus what one interrupt more or less makes.
+_NEAREST_FLOOR_NS = 20_000
+#: A packet that is unique inside its binding may be this late without an IP id: neighbour discovery takes a
+#: few milliseconds, and no host repeats itself sooner.
+_UNIQUE_REACH_NS = 10_000_000
 #: TCP repeats a segment after 200 ms at the earliest (Linux TCP_RTO_MIN); closer twins are one packet.
 _TCP_REACH_NS = 100_000_000
 
@@ -75,6 +82,23 @@ class Unmatched:
     frame: NDArray[np.uint32]
     reason: NDArray[np.uint8]
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[Unmatched], flows: NDArray[np.int64]) -> Unmatched:
+        """Return all packets of the parts; `flows` says which merged flow each partial flow became."""
+        none = (
+            np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.bool_), np.empty(0, np.int64),
+            np.empty(0, np.uint32), np.empty(0, np.uint8),
+        )  # fmt: skip
+        columns = (f.name for f in fields(cls))
+        joined = cls(
+            *(
+                np.concatenate([*(getattr(p, c) for p in parts), n])
+                for c, n in zip(columns, none, strict=True)
+            )
+        )
+        joined.flow = flows[joined.flow]
+        return joined
+
 
 @dataclass(slots=True)
 class PairState:
@@ -99,12 +123,16 @@ class PairState:
 
     # -- learning ------------------------------------------------------------------------------------
 
-    def reach_ns(self) -> int | None:
+    def usual_ns(self) -> int | None:
         """Return how far apart two sightings of one packet usually are at most; None while unknown."""
         if not self.usual:
             return None
-        deltas = np.abs(np.concatenate(self.usual))
-        return max(_REACH_FACTOR * int(np.percentile(deltas, 99.5)), _REACH_FLOOR_NS)
+        return int(np.percentile(np.abs(np.concatenate(self.usual)), 99.5))
+
+    def reach_ns(self) -> int | None:
+        """Return how far apart two unique sightings may be without an IP id to vouch for them."""
+        usual = self.usual_ns()
+        return None if usual is None else max(_REACH_FACTOR * usual, _REACH_FLOOR_NS)
 
     def learn(self, deltas: NDArray[np.int64]) -> None:
         """Remember latencies of pairs that are beyond doubt."""
@@ -162,16 +190,21 @@ class PairState:
     ) -> Matches:
         if not a.size:
             return Matches(a, b, np.empty(0, np.uint16))
-        table_a, table_b = rows_a.table.take(a), rows_b.table.take(b)
-        bits, flags, conflict = evidence.weigh(table_a, table_b, self.book)
-        delta = table_b.time_ns - table_a.time_ns
+        bits, flags, conflict = evidence.weigh(rows_a.table, a, rows_b.table, b, self.book)
+        delta = rows_b.table.time_ns[b] - rows_a.table.time_ns[a]
         apart = np.abs(delta)
         good = (bits >= evidence.STRONG) & ~conflict & (apart <= window_ns)
         told_apart = (flags & evidence.IP_ID) != 0
-        self.learn(delta[good & told_apart])
+        tcp = (flags & evidence.TCP_SEQ) != 0
+        endpoint = (flags & (evidence.SAME_SRC | evidence.SAME_DST)) != 0
+        repeated = np.flatnonzero(good & ~tcp & ~(told_apart & endpoint))
+        if repeated.size:
+            # where it must carry the match, a payload may not be what everybody says all the time
+            common = commonplace(rows_a, a[repeated]) | commonplace(rows_b, b[repeated])
+            good[repeated[common]] = False
+        self.learn(delta[good & (told_apart | (tcp & ((flags & evidence.TCP_ACK) != 0)))])
         reach = self.reach_ns()
         if reach is not None:
-            tcp = (flags & evidence.TCP_SEQ) != 0
             limit = np.where(tcp, max(reach, _TCP_REACH_NS), reach)
             good &= told_apart | (apart <= limit)
         if not good.all():
@@ -180,22 +213,23 @@ class PairState:
 
     # -- step 3 and 5: bindings, ties, refusal -------------------------------------------------------
 
-    def settle(self, left_a: Rows, left_b: Rows, here_a: Rows, here_b: Rows) -> None:
-        """Take packets that leave the window unmatched: those with a candidate wait, the others are absent.
+    def settle(self, side: int, rows: Rows, leaving: NDArray[np.bool_], others: NDArray[np.uint64]) -> None:
+        """Take unmatched packets that leave the window: those with a candidate wait, the others are absent.
 
-        `here_a` and `here_b` are all unmatched packets of the window, the leaving ones among them.
+        `others` are the content keys of the other side's unmatched packets in the window.
         """
-        for side, left, others in ((0, left_a, here_b), (1, left_b, here_a)):
-            if not len(left):
-                continue
-            waits = np.isin(left.content, others.content)
-            waits |= np.isin(left.content, np.concatenate(
-                [w.content for w in (self.waiting_b if side == 0 else self.waiting_a)] or [left.content[:0]]
-            ))  # fmt: skip
-            if waits.any():
-                (self.waiting_a if side == 0 else self.waiting_b).append(left.take(waits))
-            if not waits.all():
-                self.give_up(side, left.take(~waits), np.zeros(int((~waits).sum()), np.uint8))
+        left = np.flatnonzero(leaving)
+        if not left.size:
+            return
+        waiting = self.waiting_b if side == 0 else self.waiting_a
+        waits = np.isin(rows.content[left], np.concatenate([others, *(w.content for w in waiting)]))
+        if waits.any():
+            waiter = rows.take(left[waits])
+            waiter.common = commonplace(rows, left[waits])
+            (self.waiting_a if side == 0 else self.waiting_b).append(waiter)
+        if not waits.all():
+            gone = rows.take(left[~waits])
+            self.give_up(side, gone, np.full(len(gone), ABSENT, np.uint8))
 
     def waiting_rows(self) -> int:
         """Return how many rows wait on the fuller side."""
@@ -231,7 +265,9 @@ class PairState:
                 edges = Edges.concatenate([edges, votes])
             for by in ("exact", "content"):
                 open_a, open_b = np.flatnonzero(~done_a), np.flatnonzero(~done_b)
-                found = self._by_binding(rows_a.take(open_a), rows_b.take(open_b), by, flows_a, flows_b, edges)
+                found = self._by_binding(
+                    rows_a.take(open_a), rows_b.take(open_b), by, flows_a, flows_b, edges
+                )
                 found = Matches(open_a[found.a], open_b[found.b], found.flags)
                 self.commit(rows_a, rows_b, found)
                 done_a[found.a] = True
@@ -267,13 +303,19 @@ class PairState:
             group_a, group_b = group_ids(*keys)
             pairs.append(
                 nearest_pairs(
-                    group_a, rows_a.table.time_ns, group_b, rows_b.table.time_ns,
-                    window_ns=_VOTE_WINDOW_NS, floor_ns=_FLOOR_NS, margin=_MARGIN, rounds=1,
+                    group_a,
+                    rows_a.table.time_ns,
+                    group_b,
+                    rows_b.table.time_ns,
+                    window_ns=_VOTE_WINDOW_NS,
+                    floor_ns=_FLOOR_NS,
+                    margin=_MARGIN,
+                    rounds=1,
                 )  # fmt: skip
             )
         both = np.unique(np.concatenate([np.stack(p) for p in pairs], axis=1), axis=1)
         a, b = both[0], both[1]
-        bits, flags, conflict = evidence.weigh(rows_a.table.take(a), rows_b.table.take(b), self.book)
+        bits, flags, conflict = evidence.weigh(rows_a.table, a, rows_b.table, b, self.book)
         a, b, bits, flags = a[~conflict], b[~conflict], bits[~conflict], flags[~conflict]
         if not a.size:
             return Edges.empty()
@@ -290,6 +332,8 @@ class PairState:
         total_b = np.bincount(votes.flow_b, count, int(votes.flow_b.max()) + 1)[votes.flow_b]
         elected = (weight >= _VOTE_BITS) & (count >= _VOTE_PACKETS)
         elected &= (count >= _VOTE_SHARE * total_a) & (count >= _VOTE_SHARE * total_b)
+        if self.reach_ns() is None:
+            self.learn(delta[elected[member]])
         return votes.take(elected)
 
     def _by_binding(
@@ -319,17 +363,44 @@ class PairState:
         key_b = mix(getattr(rows_b, by)[on_b] ^ lane_b * M1)
         group_a, group_b = group_ids(key_a, key_b)
         shift = _usual_delta(edges, edge_a, back_a)
-        reach = self.reach_ns()
+        # what is said once, and by nobody else, may be late: the first packet of a flow waits for ARP
+        own_a, own_b = _distinct(rows_a, on_a), _distinct(rows_b, on_b)
+        ua, ub = unique_pairs(key_a[own_a], key_b[own_b])
+        ua, ub = own_a[ua], own_b[ub]
+        soon = np.abs(rows_b.table.time_ns[on_b[ub]] - rows_a.table.time_ns[on_a[ua]]) <= _UNIQUE_REACH_NS
+        ua, ub = ua[soon], ub[soon]
+        left_a, left_b = _others(on_a.size, ua), _others(on_b.size, ub)
+        usual = self.usual_ns()
         a, b = nearest_pairs(
-            group_a, rows_a.table.time_ns[on_a] + shift, group_b, rows_b.table.time_ns[on_b],
-            window_ns=_VOTE_WINDOW_NS if reach is None else reach,
-            floor_ns=_FLOOR_NS if reach is None else max(reach // (2 * _REACH_FACTOR), _FLOOR_NS),
+            group_a[left_a], rows_a.table.time_ns[on_a[left_a]] + shift[left_a],
+            group_b[left_b], rows_b.table.time_ns[on_b[left_b]],
+            window_ns=_VOTE_WINDOW_NS if usual is None else usual + usual // 2 + _NEAREST_FLOOR_NS,
+            floor_ns=_FLOOR_NS if usual is None else max(usual // 2, _FLOOR_NS),
             margin=_MARGIN, rounds=4,
         )  # fmt: skip
-        a, b = on_a[a], on_b[b]
-        _, flags, conflict = evidence.weigh(rows_a.table.take(a), rows_b.table.take(b), self.book)
+        a, b = on_a[np.concatenate([ua, left_a[a]])], on_b[np.concatenate([ub, left_b[b]])]
+        _, flags, conflict = evidence.weigh(rows_a.table, a, rows_b.table, b, self.book)
         flags |= np.uint16(evidence.BINDING)
         return Matches(a[~conflict], b[~conflict], flags[~conflict])
+
+
+def commonplace(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return for each chosen row whether another packet of the window says the very same."""
+    keys = commonplace_keys(rows.table)
+    ordered = np.sort(keys)
+    wanted = keys[chosen]
+    result: NDArray[np.bool_] = (
+        np.searchsorted(ordered, wanted, "right") - np.searchsorted(ordered, wanted, "left") > 1
+    )
+    return result
+
+
+def _distinct(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return positions in `chosen` of packets that say something of their own."""
+    table = rows.table
+    telling = (table.content_length[chosen] >= 4) | (table.ip_id[chosen] != 0)
+    telling |= (table.protocol[chosen] == TCP) & (table.seq[chosen] != 0)
+    return np.flatnonzero(telling & ~rows.common[chosen])
 
 
 def _others(rows: int, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -370,7 +441,9 @@ def edge_of(
             choice = np.where(inside, order[slot], choice)
         result[several] = np.where(covering == 1, choice, -1)
         # edges of a flow are in order of their first packet; their last packets need not be
-        ends = np.maximum.reduceat(last, np.unique(low[several]))[np.unique(low[several], return_inverse=True)[1]]
+        ends = np.maximum.reduceat(last, np.unique(low[several]))[
+            np.unique(low[several], return_inverse=True)[1]
+        ]
         early, late = t < first[low[several]], t > ends
         result[several[early]] = order[low[several[early]]]
         result[several[late]] = order[high[several[late]] - 1]

@@ -27,6 +27,7 @@ class Rows:
     backward: NDArray[np.bool_]
     number: NDArray[np.int64]  #: running number among the point's decoded packets
     flow: NDArray[np.int64]  #: index of the point's partial flow; -1 until grouped
+    common: NDArray[np.bool_]  #: others in its window said the very same; only known of rows that wait
 
     def __len__(self) -> int:
         """Packets."""
@@ -38,7 +39,8 @@ class Rows:
         content, exact = packet_keys(table)
         key, backward = flow_hash(table)
         number = np.arange(first_number, first_number + len(table))
-        return cls(table, content, exact, key, backward, number, np.full(len(table), -1, np.int64))
+        ungrouped = np.full(len(table), -1, np.int64)
+        return cls(table, content, exact, key, backward, number, ungrouped, np.zeros(len(table), np.bool_))
 
     @classmethod
     def concatenate(cls, parts: Sequence[Rows]) -> Rows:
@@ -57,4 +59,4 @@ class Rows:
         return Rows(self.table.take(rows), *(getattr(self, name)[rows] for name in _EXTRA))
 
 
-_EXTRA = ("content", "exact", "flow_key", "backward", "number", "flow")
+_EXTRA = ("content", "exact", "flow_key", "backward", "number", "flow", "common")

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nattrace.match.flows import Flows, merge_flows
 from nattrace.match.pair import WAITING_LIMIT, PairState
 from nattrace.match.rows import Rows
-from nattrace.match.flows import Flows, group_flows, merge_flows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from nattrace.table import AddressBook, PacketTable
+    from nattrace.table import AddressBook
 
 #: Packets of one point that make a window: large enough that per-window work is small, small enough to
 #: stay in cache (some 20 MB with its keys).
@@ -48,7 +48,6 @@ class PointState:
     decoded: int = 0
     waiting: int = 0  #: rows in `pending`
     matched: list[NDArray[np.int64]] = field(default_factory=list)  #: numbers of rows matched anywhere
-    newest_ns: int = -(2**62)
 
 
 @dataclass(slots=True)
@@ -60,17 +59,19 @@ class Matcher:
     points: list[PointState] = field(default_factory=list)
     pairs: dict[tuple[int, int], PairState] = field(default_factory=dict)
 
-    def add(self, point: int, table: PacketTable) -> None:
-        """Take in the next packets of a point, in the order of its file."""
-        while len(self.points) <= point:
-            self.points.append(PointState())
-        if not len(table):
-            return
+    def add_point(self) -> None:
+        """Make room for one more point; points are numbered in the order of this call."""
+        self.points.append(PointState())
+
+    def add(self, point: int, rows: Rows, flows: Flows) -> None:
+        """Take in the next packets of a point, in the order of its file; `rows.flow` are indices into `flows`."""
         state = self.points[point]
-        state.pending.append(Rows.prepare(table, state.decoded))
-        state.decoded += len(table)
-        state.waiting += len(table)
-        state.newest_ns = max(state.newest_ns, int(table.time_ns[-1]))
+        rows.flow += state.flow_count
+        state.flows.append(flows)
+        state.flow_count += len(flows)
+        state.pending.append(rows)
+        state.decoded += len(rows)
+        state.waiting += len(rows)
 
     def full(self) -> bool:
         """Say whether some point has enough packets for a window."""
@@ -93,20 +94,13 @@ class Matcher:
     # ------------------------------------------------------------------------------------------------
 
     def _take_in(self, state: PointState) -> None:
-        """Group new packets into flows and join them to the window."""
-        count = len(self.points)
+        """Join new packets to the window."""
+        old = state.paired
         if state.pending:
-            fresh = Rows.concatenate(state.pending)
-            flows, member = group_flows(fresh.table, fresh.flow_key, fresh.backward)
-            fresh.flow = member + state.flow_count
-            state.flows.append(flows)
-            state.flow_count += len(flows)
+            carried = [state.window] if len(state.window) else []
+            state.window = Rows.concatenate([*carried, *state.pending])
             state.pending, state.waiting = [], 0
-            old = state.paired
-            state.window = Rows.concatenate([state.window, fresh]) if len(state.window) else fresh
-        else:
-            old = state.paired
-        paired = np.zeros((len(state.window), count), np.bool_)
+        paired = np.zeros((len(state.window), len(self.points)), np.bool_)
         paired[: old.shape[0], : old.shape[1]] = old
         state.paired = paired
 
@@ -158,10 +152,8 @@ class Matcher:
         for (i, j), pair in self.pairs.items():
             a, b = self.points[i], self.points[j]
             open_a, open_b = ~a.paired[:, j], ~b.paired[:, i]
-            pair.settle(
-                a.window.take(open_a & leaving[i]), b.window.take(open_b & leaving[j]),
-                a.window.take(open_a), b.window.take(open_b),
-            )  # fmt: skip
+            pair.settle(0, a.window, open_a & leaving[i], b.window.content[open_b])
+            pair.settle(1, b.window, open_b & leaving[j], a.window.content[open_a])
             if horizon_ns is not None and pair.waiting_rows() > WAITING_LIMIT:
                 self._resolve(i, j)
         for n, state in enumerate(self.points):
@@ -185,4 +177,3 @@ class Matcher:
         numbers_a, numbers_b = self.pairs[i, j].resolve(maps[0], maps[1])
         self.points[i].matched.append(numbers_a)
         self.points[j].matched.append(numbers_b)
-

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nattrace.match.edges import merge_edges
 from nattrace.match.flows import merge_flows
+from nattrace.match.pair import Unmatched
 from nattrace.nat.conversations import Conversations, build
 from nattrace.nat.hops import ONE_SIDED, REASON_NAMES, Coverage, PairEvidence
 
@@ -86,8 +87,8 @@ def _evidence(
             sample_backward=np.concatenate([*state.sample_backward, np.empty(0, np.bool_)]),
             sample_delta=np.concatenate([*state.sample_delta, none]),
             unmatched=(
-                [replace(u, flow=flows_a[u.flow]) for u in state.unmatched_a],
-                [replace(u, flow=flows_b[u.flow]) for u in state.unmatched_b],
+                Unmatched.concatenate(state.unmatched_a, flows_a),
+                Unmatched.concatenate(state.unmatched_b, flows_b),
             ),
             margin_ns=state.reach_ns() or 0,
         ),

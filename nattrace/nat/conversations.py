@@ -111,7 +111,9 @@ def build(
         any_change = np.bincount(owner, changed[steps] != 0, rows) > 0
     status = np.full(rows, UNTRANSLATED, np.int8)
     status[any_change] = TRANSLATED
-    status[head.size :] = _lonely_status(lonely, lonely_point, lonely_flow, hops, before, protocol, counts, coverage)
+    status[head.size :] = _lonely_status(
+        lonely, lonely_point, lonely_flow, hops, before, protocol, counts, coverage
+    )
 
     joined = Conversations(
         version=np.concatenate([version[head], lonely.version]),
@@ -211,9 +213,13 @@ def nat_kind(changed: int) -> str | None:
     return "snat" if source else "dnat" if target else None
 
 
-def _lonely(
-    points: int, flows: Sequence[Flows], hops: Hops
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def changed_fields(changed: int) -> tuple[str, ...]:
+    """Name the fields of a change in the report's order: src, dst, sport, dport, id."""
+    names = ("src", "dst", "sport", "dport", "id")
+    return tuple(name for bit, name in enumerate(names) if changed >> bit & 1)
+
+
+def _lonely(points: int, flows: Sequence[Flows], hops: Hops) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return (point, flow) of all flows that no hop touches."""
     which_point, which_flow = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for point in range(points):
@@ -235,10 +241,13 @@ def _lonely_columns(
         forward = opening_side(at)[rows]
         parts.append(
             _Lonely(
-                at.version[rows], at.protocol[rows], _oriented(at, rows, forward),
+                at.version[rows],
+                at.protocol[rows],
+                _oriented(at, rows, forward),
                 np.where(forward, at.forward[rows], at.backward[rows]),
                 np.where(forward, at.backward[rows], at.forward[rows]),
-                at.first_ns[rows], at.last_ns[rows],
+                at.first_ns[rows],
+                at.last_ns[rows],
             )  # fmt: skip
         )
 
@@ -305,9 +314,14 @@ def _lonely_status(
             alike = np.zeros(here.size, np.bool_)
             for end in ("src", "dst"):
                 key = getattr(before, end)[passing].astype(np.uint64) << np.uint64(8) | hop_protocol[passing]
-                own = getattr(lonely.tuples, end)[here].astype(np.uint64) << np.uint64(8) | lonely.protocol[here]
+                own = (
+                    getattr(lonely.tuples, end)[here].astype(np.uint64) << np.uint64(8)
+                    | lonely.protocol[here]
+                )
                 alike |= np.isin(own, key)
-            watched = coverage.sure(int(other), lonely.first_ns[here]) & coverage.sure(int(other), lonely.last_ns[here])
+            watched = coverage.sure(int(other), lonely.first_ns[here]) & coverage.sure(
+                int(other), lonely.last_ns[here]
+            )
             lost = alike & watched & (lonely.reply[here] == 0) & (status[here] == ONE_SIDED)
             status[here[lost]] = LOST_FLOW
     return status
@@ -346,4 +360,3 @@ def _in_order(c: Conversations, length: NDArray[np.int64], book: AddressBook) ->
         version_of_hop=c.version_of_hop, protocol_of_hop=c.protocol_of_hop, changed=c.changed,
         counts=c.counts, flow_of_hop=flow_of_hop,
     )  # fmt: skip
-

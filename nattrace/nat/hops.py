@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from nattrace.match.pair import Unmatched
     from nattrace.match.edges import Edges
+    from nattrace.match.pair import Unmatched
     from nattrace.nat.paths import Hops
 
 #: Codes of `HopCounts.reasons`: why a packet has no crossing; where several pairs speak, the highest holds.
@@ -55,7 +55,7 @@ class PairEvidence:
     sample_edge: NDArray[np.int64]
     sample_backward: NDArray[np.bool_]
     sample_delta: NDArray[np.int64]
-    unmatched: tuple[list[Unmatched], list[Unmatched]]  #: first point's, second point's; merged flow numbers
+    unmatched: tuple[Unmatched, Unmatched]  #: first point's, second point's; merged flow numbers
     margin_ns: int  #: how much later the other point may see a packet
 
 
@@ -83,9 +83,7 @@ class HopCounts:
         return self.lost + self.unknowable + self.ambiguous
 
 
-def count_hops(
-    hops: Hops, pairs: Mapping[tuple[int, int], PairEvidence], coverage: Coverage
-) -> HopCounts:
+def count_hops(hops: Hops, pairs: Mapping[tuple[int, int], PairEvidence], coverage: Coverage) -> HopCounts:
     """Count the packets of every hop and measure its latencies."""
     size = len(hops)
     counts = HopCounts(
@@ -102,7 +100,8 @@ def count_hops(
         _matched(counts, hops, mine, pair.edges)
         _latencies(counts, hops, hop_of_edge, pair)
         for side, (point, other) in enumerate(((i, j), (j, i))):
-            for record in pair.unmatched[side]:
+            record = pair.unmatched[side]
+            if record.flow.size:
                 _missing(counts, hops, hop_of_edge, pair, record, side, point, other, coverage)
     return counts
 
@@ -115,9 +114,7 @@ def _matched(counts: HopCounts, hops: Hops, mine: NDArray[np.int64], edges: Edge
     counts.matched[mine, 1] = np.where(forward_a, edges.backward[edge], edges.forward[edge])
 
 
-def _latencies(
-    counts: HopCounts, hops: Hops, hop_of_edge: NDArray[np.int64], pair: PairEvidence
-) -> None:
+def _latencies(counts: HopCounts, hops: Hops, hop_of_edge: NDArray[np.int64], pair: PairEvidence) -> None:
     """Order the latency samples of every hop and direction with one sort of packed values."""
     if not pair.sample_edge.size:
         return
@@ -163,7 +160,7 @@ def _missing(
     other: int,
     coverage: Coverage,
 ) -> None:
-    """Say why the packets of one record have no match, and count them where they belong."""
+    """Say why the unmatched packets of one side have no match, and count them where they belong."""
     edges = pair.edges
     edge_flow = edges.flow_a if side == 0 else edges.flow_b
     tied = record.reason == TIED

@@ -80,9 +80,7 @@ def opening_side(flows: Flows) -> NDArray[np.bool_]:
     return result
 
 
-def direct(
-    pairs: Mapping[tuple[int, int], Edges], flows: Sequence[Flows]
-) -> Hops:
+def direct(pairs: Mapping[tuple[int, int], Edges], flows: Sequence[Flows]) -> Hops:
     """Give every edge its direction and drop those that skip a point. Pairs are numbered in sorted order."""
     columns: list[tuple[NDArray[np.int64], ...]] = []
     for number, (i, j) in enumerate(sorted(pairs)):
@@ -94,11 +92,17 @@ def direct(
         forward_b = forward ^ edges.swap
         columns.append(
             (
-                np.full(size, number), np.arange(size), ~first_is_from,
-                np.where(first_is_from, i, j), np.where(first_is_from, j, i),
+                np.full(size, number),
+                np.arange(size),
+                ~first_is_from,
+                np.where(first_is_from, i, j),
+                np.where(first_is_from, j, i),
                 np.where(first_is_from, edges.flow_a, edges.flow_b),
                 np.where(first_is_from, edges.flow_b, edges.flow_a),
-                np.where(first_is_from, forward, forward_b), edges.swap, edges.first_ns, edges.last_ns,
+                np.where(first_is_from, forward, forward_b),
+                edges.swap,
+                edges.first_ns,
+                edges.last_ns,
             )  # fmt: skip
         )
     if not columns:
@@ -138,9 +142,7 @@ def _nodes(point: NDArray[np.int64], flow: NDArray[np.int64], flows: Sequence[Fl
     return base[point] + flow
 
 
-def _join(
-    left: NDArray[np.int64], right: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _join(left: NDArray[np.int64], right: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return all index pairs (l, r) with left[l] == right[r]."""
     order = np.argsort(right, kind="stable")
     ordered = right[order]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nattrace.report.summary import PathFlows
 
 
-def flow_lines(group: PathFlows, limit: int, width: int | None) -> Iterator[str]:
+def path_lines(group: PathFlows, limit: int, width: int | None) -> Iterator[str]:
     """Yield the lines that show at most `limit` flows (0: all) of one path, in `width` columns if possible."""
     shown = group.shown(limit)
     table = _flow_table(group, shown)

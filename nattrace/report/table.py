@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from nattrace.report import human
 from nattrace.report.escape import terminal
-from nattrace.report.flow_table import flow_lines
+from nattrace.report.flow_table import path_lines
 from nattrace.report.summary import summarise
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ COMMENTS_SHOWN: Final = 10
 POINTS_SHOWN: Final = 40
 PATHS_SHOWN: Final = 40
 
+#: Points without packets that are named.
+POINTS_NAMED: Final = 8
+
 #: Packets named with a finding.
 PACKETS_NAMED: Final = 6
 
@@ -42,6 +45,9 @@ _SEVERITY_ORDER: Final = {"error": 0, "warning": 1, "info": 2}
 
 #: Longest name that the headlines are aligned to.
 _NAMES_ALIGNED: Final = 40
+
+#: Stands for a space where a line must not be broken; captured text cannot hold it, `terminal` escapes it.
+_NO_BREAK: Final = "\u00a0"
 
 #: First column of the lines after the flows.
 _LABEL_WIDTH: Final = 9
@@ -69,13 +75,13 @@ def _lines(data: ReportView, summary: Summary, limit: int, width: int | None) ->
     trouble = _trouble(data.findings)
     if trouble:
         yield trouble
-    # The busiest paths first; sorting is stable, so equal ones stay in the order of their first flows.
-    groups = sorted(summary.paths.values(), key=lambda group: -group.total())
+    # What could be compared comes first, the busiest paths before others; equal ones in the order of their flows.
+    groups = sorted(summary.paths.values(), key=lambda group: (len(group.path) == 1, -group.total()))
     for group in groups[:PATHS_SHOWN]:
         yield ""
         if len(summary.paths) > 1:
             yield f"{_path(group.path)}   {human.count(group.total(), 'flow')}"
-        yield from flow_lines(group, limit, width)
+        yield from path_lines(group, limit, width)
     if len(groups) > PATHS_SHOWN:
         hidden = sum(group.total() for group in groups[PATHS_SHOWN:])
         paths = human.count(len(groups) - PATHS_SHOWN, "more path")
@@ -97,6 +103,9 @@ def _headlines(points: Sequence[Point], summary: Summary) -> Iterator[tuple[str,
     paired = {name for pair in pairs for name in (pair.first, pair.second)}
     heads = [_pair_name(pair) for pair in pairs]
     alone = [point for point in points if point.name not in paired]
+    # A pcapng lists every interface of the machine; those that saw nothing share one line.
+    empty = [point for point in alone if not point.packets] if len(points) > 1 else []
+    alone = [point for point in alone if point.packets or not empty]
     names = max((len(text) for text in (*heads, *(terminal(point.name) for point in alone))), default=0)
     names = min(names, _NAMES_ALIGNED)
     for pair, head in zip(pairs, heads, strict=True):
@@ -104,15 +113,23 @@ def _headlines(points: Sequence[Point], summary: Summary) -> Iterator[tuple[str,
         packets = human.count(sum(point.packets for point in both), "packet")
         yield (
             f"{head:<{names}}   ",
-            f"2 points, {packets}, {_together(both)}: {_outcome(pair)}",
+            _unbroken("2 points", packets, f"{_together(both)}:") + " " + _outcome(pair),
         )
     for point in alone:
         length = "no time known"
         if point.first is not None and point.last is not None:
             length = human.span(point.last - point.first)
-        reason = "nothing to compare with" if len(points) == 1 else "no packet of it was found elsewhere"
+        reason = "nothing to compare with" if len(points) == 1 else "no packet of it was matched elsewhere"
         packets = human.count(point.packets, "packet")
-        yield f"{terminal(point.name):<{names}}   ", f"1 point, {packets}, {length}: {reason}"
+        yield (
+            f"{terminal(point.name):<{names}}   ",
+            _unbroken("1 point", packets, f"{length}:") + " " + reason,
+        )
+    if empty:
+        yield (
+            f"{human.count(len(empty), 'point')} without packets: ",
+            human.listed((terminal(point.name) for point in empty), POINTS_NAMED),
+        )
 
 
 def _pair_name(pair: Pair) -> str:
@@ -120,9 +137,9 @@ def _pair_name(pair: Pair) -> str:
 
 
 def _outcome(pair: Pair) -> str:
-    unknowable = f", {pair.unknowable:,} unknowable" if pair.unknowable else ""
-    matched = human.count(pair.matched, "crossing")
-    return f"{matched} matched, {pair.lost:,} lost, {pair.ambiguous:,} ambiguous{unknowable}"
+    matched = f"{human.count(pair.matched, 'crossing')} matched"
+    unknowable = [f"{pair.unknowable:,} unknowable"] if pair.unknowable else []
+    return _unbroken(matched, f"{pair.lost:,} lost", f"{pair.ambiguous:,} ambiguous", *unknowable)
 
 
 def _together(points: Sequence[Point]) -> str:
@@ -250,7 +267,7 @@ def _labelled(label: str, text: str, width: int | None) -> list[str]:
 def _wrapped(head: str, text: str, width: int | None, *, indent: str) -> list[str]:
     """Return `head` and `text` in lines of at most `width` columns, the second and later ones indented."""
     if width is None or len(head) + len(text) <= width:
-        return [head + text]
+        return [(head + text).replace(_NO_BREAK, " ")]
     wrapped = textwrap.wrap(
         text,
         width,
@@ -260,4 +277,9 @@ def _wrapped(head: str, text: str, width: int | None, *, indent: str) -> list[st
         break_long_words=False,
         break_on_hyphens=False,
     )
-    return wrapped or [head]
+    return [line.replace(_NO_BREAK, " ") for line in wrapped] or [head]
+
+
+def _unbroken(*parts: str) -> str:
+    """Return `parts` separated by commas, with line breaks allowed only between them."""
+    return ", ".join(part.replace(" ", _NO_BREAK) for part in parts)

@@ -129,7 +129,10 @@ def twin_llc(data: bytes, at: int, left: int) -> int:
     need(data[at:], 3)
     if data[at : at + 3] == b"\x06\x06\x03":
         return at + 3
-    if data[at : at + 3] == b"\xaa\xaa\x03" and data[at + 3 : at + 6] in (b"\0\0\0", b"\0\0\xf8"):
+    if data[at : at + 3] == b"\xaa\xaa\x03" and data[at + 3 : at + 6].ljust(3, b"\0") in (
+        b"\0\0\0",
+        b"\0\0\xf8",
+    ):
         need(data[at:], 8)
         kind = u16(data, at + 6)
         if kind <= 1500:

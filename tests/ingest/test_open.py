@@ -221,6 +221,12 @@ def test_standard_input_needs_one_forward_pass(monkeypatch: pytest.MonkeyPatch) 
     assert rows[-1] == ("stdin", 30_000, 30_000)
 
 
+def test_a_closed_standard_input_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UsageError, match="standard input is closed"):
+        parse_sources(["-"])
+
+
 def test_looking_at_the_first_chunk_takes_no_packet_away(tmp_path: Path) -> None:
     path = write(tmp_path / "a.pcap", pcap(*range(1, 40_001)))
     capture = open_one(path)
@@ -283,6 +289,23 @@ def test_the_packets_of_each_ifindex_are_those_of_tshark() -> None:
     ).stdout
     expected = [(f"tfo:{i}", int(n)) for n, i in (line.split("\t") for line in printed.splitlines())]
     assert sorted((n, f) for f, n, _ in read(open_one(str(path)))) == sorted((n, f) for f, n in expected)
+
+
+def test_text_is_handed_to_the_reader_of_printed_captures(tmp_path: Path) -> None:
+    printed = b"12:00:00.000001 IP 172.17.0.3 > 192.0.2.1: ICMP echo request, id 1, seq 0, length 64\n"
+    (source,) = parse_sources([write(tmp_path / "docker0.pcap", printed)])
+    capture = open_capture(source, ReadOptions())
+    assert sum(len(batch.table) for batch in capture.batches(ReadOptions())) == 1
+    assert [(p.name, p.packets) for p in capture.points] == [("docker0", 1)]
+
+
+@pytest.mark.skipif(shutil.which("tshark") is None, reason="needs tshark")
+def test_unknown_link_types_go_to_tshark_only_on_request(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.pcap", pcap(1, link_type=147))
+    assert open_one(path).link_types == {147}
+    (source,) = parse_sources([path])
+    capture = open_capture(source, ReadOptions(dissector="tshark"))
+    assert not isinstance(capture, FileCapture)
 
 
 def test_too_many_interfaces_are_one_clear_error(tmp_path: Path) -> None:

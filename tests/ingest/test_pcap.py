@@ -270,7 +270,7 @@ def test_first_and_last_are_the_earliest_and_latest_not_the_outermost() -> None:
         "docker-ping/eth0.pcap",
         "tcpdump-tests/tests/pim-packet-assortment.pcap",
         "libpcap-tests/tests/filter/ipv6_ext_headers.pcap",
-        "pcapplusplus/Tests/Pcap++Test/PcapExamples/example2.pcap",
+        "pcapplusplus/Tests/Pcap++Test/PcapExamples/nanosecs_big_endian.pcap",
     ],
 )
 def test_frames_times_and_lengths_are_those_of_tshark(name: str) -> None:

@@ -36,7 +36,10 @@ def read_points(folder: Path) -> Points:
 
 
 def check_translations(report: Any, truth: Truth, points: Points) -> None:
-    """Check that the translations are the kernel's entries: each seen one exactly once, and no other."""
+    """Check that the translations are the kernel's entries: each seen one exactly once, and no other.
+
+    Where packets are tied, a translation may be left unsaid, never invented.
+    """
     for hop in truth.hops:
         shown = Counter(
             (flow.protocol, _plain(each.original), _plain(each.reply))
@@ -57,7 +60,9 @@ def check_translations(report: Any, truth: Truth, points: Points) -> None:
             for binding, entry in seen.items()
             if binding not in shown and not (_halves(entry) and _halves(entry) <= set(shown))
         }
-        assert not missing, f"{hop.inner}-{hop.outer}: kernel entries without a translation: {missing}"
+        assert truth.tied or not missing, (
+            f"{hop.inner}-{hop.outer}: kernel entries without a translation: {missing}"
+        )
     neighbours = [{hop.inner, hop.outer} for hop in truth.hops]
     for flow in report.flows:
         for each in flow.translations:
@@ -65,7 +70,10 @@ def check_translations(report: Any, truth: Truth, points: Points) -> None:
 
 
 def check_rows(report: Any, truth: Truth, points: Points) -> None:
-    """Check that the rewrite rows are exactly the packets that the kernel rewrote: none wrong, none missing."""
+    """Check that the rewrite rows are exactly the packets that the kernel rewrote: none wrong, none missing.
+
+    Where packets are tied, rows may be missing, and still none may be wrong.
+    """
     shown = Counter(
         ExpectedRow(row.before.point, row.before.frame, row.after.point, row.after.frame, row.direction)
         for row in report.rewrites
@@ -77,7 +85,7 @@ def check_rows(report: Any, truth: Truth, points: Points) -> None:
     wrong = sorted(set(shown) - expected)
     assert not wrong, f"{len(wrong)} wrong rows of {len(shown)}: {wrong[:5]}"
     missing = sorted(expected - set(shown))
-    assert not missing, f"{len(missing)} of {len(expected)} rows are missing: {missing[:5]}"
+    assert truth.tied or not missing, f"{len(missing)} of {len(expected)} rows are missing: {missing[:5]}"
     twice = [row for row, count in shown.items() if count > 1]
     assert not twice, f"rows shown more than once: {twice[:5]}"
     if truth.unique_payloads:
@@ -127,10 +135,16 @@ def check_losses(report: Any, truth: Truth, points: Points) -> None:
     lost = sum(crossing.lost for flow in report.flows for crossing in flow.crossings)
     assert lost == truth.dropped, f"{lost} packets called lost, the kernel dropped {truth.dropped}"
     ambiguous = sum(crossing.ambiguous for flow in report.flows for crossing in flow.crossings)
-    assert ambiguous == 0, f"{ambiguous} packets called ambiguous, the kernel's entries decide them all"
+    assert truth.tied or ambiguous == 0, (
+        f"{ambiguous} packets called ambiguous, the kernel's entries decide them all"
+    )
     if truth.partial:
         (hop,) = truth.hops
-        outside = len(points[hop.inner]) - len(expected_rows(hop, points))
+        # A request that nobody can have seen outside may have been lost; a reply that came was not.
+        originals = {entry.original for entry in hop.entries}
+        requests = sum(packet.addressing in originals for packet in points[hop.inner])
+        crossed = sum(row.direction == "original" for row in expected_rows(hop, points))
+        outside = requests - crossed
         unknowable = sum(crossing.unknowable for flow in report.flows for crossing in flow.crossings)
         assert unknowable == outside, f"{unknowable} packets called unknowable, {outside} were outside"
 

@@ -96,6 +96,7 @@ def test_kernel_entries_and_payload_tokens_pair_the_same_packets(folder: Path) -
         ("icmp_id_collision", [40]),  # 4 containers, 5 requests, 5 replies
         ("icmp_random_fully", [480]),  # 12 pings of 20
         ("conntrack_flushed", [96]),  # 3 lives, 4 rounds, 2 containers, ping and UDP both ways
+        ("identical_ipv6_pings", [80]),  # 4 containers, 10 requests, 10 replies
         ("identical_keepalives", [120]),  # 6 sockets, 10 rounds, both ways
         ("host_traffic", [40]),  # 2 containers, 5 rounds; the host's own 30 packets never cross
         ("partial_capture", [20]),  # rounds 5 to 9 of 15

@@ -89,6 +89,9 @@ class Truth:
     dropped: int = 0  #: packets that the lab dropped inside a router, by the rule's own counter
     unique_payloads: bool = False  #: whether every data packet carries a token of its own
     partial: bool = False  #: whether the points were not captured for the same time
+    tied: bool = (
+        False  #: whether packets are alike in all that NAT keeps, so that ambiguous is an honest answer
+    )
 
     def save(self, path: Path) -> None:
         """Write as JSON."""

@@ -5,11 +5,13 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nattrace import analyze
 from nattrace.model import (
     Accounting,
     Comment,
@@ -23,6 +25,9 @@ from nattrace.model import (
     Tuple,
 )
 from nattrace.report.json import flow_dict, flow_json, report_dict, write_json
+
+if TYPE_CHECKING:
+    from nattrace.report.view import ReportView
 
 GOLDEN = Path(__file__).parent / "docker-ping.json"
 
@@ -83,7 +88,7 @@ flows = st.builds(
 )
 
 
-def written(data: ReportData) -> str:
+def written(data: ReportView) -> str:
     stream = io.StringIO()
     write_json(data, stream)
     return stream.getvalue()
@@ -153,3 +158,38 @@ def test_what_is_not_a_number_is_null(docker_ping: ReportData) -> None:
     point = docker_ping.points[0]
     odd = replace(point, clock=replace(point.clock, drift_ppm=float("nan")))
     assert json.loads(written(replace(docker_ping, points=(odd,))))["points"][0]["clock"]["drift_ppm"] is None
+
+
+SAMPLES = Path(__file__).parents[2] / "nattrace" / "samples"
+SHARED = Path(__file__).parents[2].parent / "shared" / "captures"
+#: Every IP version with TCP, UDP, SCTP, ICMP and protocols without ports; several interfaces; no dates.
+VARIED = (
+    "zeek/testing/btest/Traces/cisco-fabric-path.pcap",
+    "pcapplusplus/Tests/Packet++Test/PacketExamples/ipv6_options.pcap",
+    "pcapplusplus/Tests/Pcap++Test/PcapExamples/many_interfaces-1.pcapng",
+    "printed/docker0.txt",
+)
+
+
+def check_columns_against_objects(*sources: str) -> int:
+    report = analyze(*sources, rows=False)
+    for undated in (frozenset[str](), frozenset(point.name for point in report.points)):
+        from_columns = list(report.flows.json_lines(undated))  # type: ignore[attr-defined]
+        assert from_columns == [flow_json(flow, undated) for flow in report.flows]
+    found = json.loads(written(report))
+    assert json.dumps(found) == json.dumps(report_dict(report))
+    return len(report.flows)
+
+
+def test_flows_written_from_columns_are_those_of_the_objects() -> None:
+    assert (
+        check_columns_against_objects(*(str(SAMPLES / f"{name}.pcap") for name in ("docker0", "eth0"))) == 4
+    )
+
+
+@pytest.mark.parametrize("name", VARIED)
+def test_varied_flows_written_from_columns_are_those_of_the_objects(name: str) -> None:
+    if not (SHARED / name).exists():
+        pytest.skip("needs the shared captures beside the checkout")
+    # The same file as two points gives crossings too.
+    assert check_columns_against_objects(f"a={SHARED / name}", f"b={SHARED / name}") > 0

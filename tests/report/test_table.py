@@ -83,10 +83,11 @@ def test_docker_ping_on_eighty_columns(docker_ping: ReportData) -> None:
     lines = printed(docker_ping, width=80)
     assert max(map(len, lines)) <= 80
     assert lines[:3] == [
-        "docker0 -> eth0   2 points, 80 packets, 4.4 s together: 40 crossings matched, 0",
-        "    lost, 0 ambiguous",
+        "docker0 -> eth0   2 points, 80 packets, 4.4 s together: 40 crossings matched,",
+        "    0 lost, 0 ambiguous",
         "4 flows, all translated (snat to 203.0.113.10)",
     ]
+    assert not any("\u00a0" in line for line in lines)
     start = lines.index("  4    icmp 172.17.0.5 job5 to 202.89.233.100")
     assert lines[start + 1 : start + 3] == [
         "       docker0 172.17.0.5 id 1 -> eth0 203.0.113.10 id 50024",
@@ -337,3 +338,19 @@ def test_thousands_of_points_do_not_push_the_verdict_out_of_reach(docker_ping: R
     assert lines[41] == "5,000 flows, all untranslated"
     assert "... 4,960 flows on 4,960 more paths: -f json has all" in lines
     assert len(lines) < 300
+
+
+def test_interfaces_that_saw_nothing_share_a_line(docker_ping: ReportData) -> None:
+    idle = [
+        replace(docker_ping.points[0], name=name, packets=0, first=None, last=None)
+        for name in ("lo", "wlan0")
+    ]
+    lines = printed(report(docker_ping, flow(1), points=[*docker_ping.points, *idle]))
+    assert lines[0].startswith("docker0 -> eth0   2 points")
+    assert lines[1] == "2 points without packets: lo, wlan0"
+
+
+def test_paths_that_could_be_compared_come_first(docker_ping: ReportData) -> None:
+    alone = [flow(number, path=("eth0",), crossings=()) for number in (1, 2)]
+    lines = printed(report(docker_ping, *alone, flow(3)))
+    assert lines.index("docker0 -> eth0   1 flow") < lines.index("eth0   2 flows")

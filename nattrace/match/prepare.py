@@ -1,0 +1,118 @@
+"""Prepare: everything about a capture's packets that needs no other capture: decode, keys, flows.
+
+Packets come out in chunks of one size, whoever prepares them: this process or a worker (see `workers`), so
+that results cannot depend on where the work was done.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nattrace.match.flows import Flows, group_flows
+from nattrace.match.fragments import FirstFragments
+from nattrace.match.keys import icmp_error_rows, icmp_query_rows
+from nattrace.match.rows import Rows
+from nattrace.table import ICMP, ICMPV6, PacketTable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from nattrace.ingest.source import Capture, PointInfo, ReadOptions
+
+#: Packets of a capture that are handed on at once.
+CHUNK_PACKETS = 65_536
+
+_PCAP_RECORD_HEADER_BYTES = 16
+
+
+@dataclass(slots=True)
+class Prepared:
+    """Packets of one point, ready to be matched; `rows.flow` are indices into `flows`."""
+
+    point: int  #: index into the capture's points
+    rows: Rows
+    flows: Flows
+    size_bytes: int  #: how much of the file this was
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What is known when a capture has been read to its end; lists are by point of the capture."""
+
+    points: list[PointInfo]
+    set_aside: list[Counter[str]]  #: decoded packets that matching cannot use, by reason
+
+
+@dataclass(slots=True)
+class _PointReading:
+    first_fragments: FirstFragments = field(default_factory=FirstFragments)
+    set_aside: Counter[str] = field(default_factory=Counter)
+    tables: list[PacketTable] = field(default_factory=list)
+    prepared: int = 0
+    size_bytes: int = 0
+
+
+class Preparation:
+    """Prepares one capture in this process: iterate over `chunks`, then read `outcome`."""
+
+    def __init__(self, capture: Capture, options: ReadOptions) -> None:
+        self._capture = capture
+        self._options = options
+        self._points: list[_PointReading] = []
+
+    def chunks(self) -> Iterator[Prepared]:
+        """Give the packets, in file order for each point."""
+        waiting = 0
+        for batch in self._capture.batches(self._options):
+            while len(self._points) <= batch.point:
+                self._points.append(_PointReading())
+            reading = self._points[batch.point]
+            reading.size_bytes += int(batch.table.captured_length.sum(dtype=np.int64))
+            reading.size_bytes += _PCAP_RECORD_HEADER_BYTES * len(batch.table)
+            table = _usable(batch.table, reading)
+            if len(table):
+                reading.tables.append(table)
+                waiting += len(table)
+            if waiting >= CHUNK_PACKETS:
+                yield from self._flush()
+                waiting = 0
+        yield from self._flush()
+
+    def outcome(self) -> Outcome:
+        """Return what is known at the end."""
+        missing = len(self._capture.points) - len(self._points)
+        aside = [reading.set_aside for reading in self._points] + [Counter() for _ in range(missing)]
+        return Outcome(self._capture.points, aside)
+
+    def _flush(self) -> Iterator[Prepared]:
+        for point, reading in enumerate(self._points):
+            if not reading.tables:
+                continue
+            rows = Rows.prepare(PacketTable.concatenate(reading.tables), reading.prepared)
+            flows, rows.flow = group_flows(rows.table, rows.flow_key, rows.backward)
+            size_bytes = reading.size_bytes
+            reading.prepared += len(rows)
+            reading.tables, reading.size_bytes = [], 0
+            yield Prepared(point, rows, flows, size_bytes)
+
+
+def _usable(table: PacketTable, reading: _PointReading) -> PacketTable:
+    """Give later fragments their ports and set aside what has nothing to match by."""
+    aside = orphan = reading.first_fragments.fill(table)
+    icmp = (table.protocol == ICMP) | (table.protocol == ICMPV6)
+    if icmp.any():
+        error = icmp & icmp_error_rows(table) & ~orphan
+        other = icmp & ~icmp_query_rows(table) & ~error & ~orphan
+        for reason, rows in (("icmp-error", error), ("icmp-other", other)):
+            if count := int(rows.sum()):
+                reading.set_aside[reason] += count
+        aside = orphan | error | other
+    if not aside.any():
+        return table
+    if count := int(orphan.sum()):
+        reading.set_aside["fragment-without-first"] += count
+    return table.take(np.flatnonzero(~aside))

@@ -1,0 +1,192 @@
+"""Workers: a large file is prepared in a process of its own, so that two files take the time of one.
+
+The worker is forked, so nothing is sent to it; its chunks come back through shared memory, two slots in
+turn, and a pipe that carries only small messages. Small inputs, pipes, and programs with threads (forking
+those is unsafe) are prepared in this process; the results are the same.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pickle
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import fields
+from multiprocessing.connection import Connection
+from multiprocessing.connection import Pipe as pipe
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from nattrace.errors import NattraceError
+from nattrace.match.flows import Flows
+from nattrace.match.prepare import Outcome, Preparation, Prepared
+from nattrace.match.rows import Rows
+from nattrace.table import COLUMNS, PacketTable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from nattrace.ingest.source import Capture, ReadOptions
+
+#: A worker pays for its start from about this size on.
+WORKER_FILE_BYTES = 16 * 2**20
+
+#: Shared slots a worker has: it fills one while the other is being read.
+_SLOTS = 2
+
+#: Bytes of one slot: a chunk of 65,536 packets and what one batch may add, at most some 200 bytes a packet.
+#: A chunk that does not fit (it never should) is sent through the pipe instead.
+_SLOT_BYTES = 32 * 2**20
+
+
+def worthwhile(size_bytes: int) -> bool:
+    """Say whether a file of this size should be prepared by a worker."""
+    return (
+        size_bytes >= WORKER_FILE_BYTES
+        and sys.platform == "linux"
+        and len(os.sched_getaffinity(0)) > 1
+        and threading.active_count() == 1
+    )
+
+
+class Worker:
+    """Prepares one capture in a forked process; used like `Preparation`, and closed in every case."""
+
+    def __init__(self, capture: Capture, options: ReadOptions) -> None:
+        self._options = options
+        self._slots = [mmap.mmap(-1, _SLOT_BYTES) for _ in range(_SLOTS)]
+        self._pipe, theirs = pipe()
+        self._outcome: Outcome | None = None
+        self._pid = os.fork()
+        if self._pid == 0:
+            self._pipe.close()
+            _work(capture, options, theirs, self._slots)
+        theirs.close()
+
+    def chunks(self) -> Iterator[Prepared]:
+        """Give the packets, in file order for each point. The arrays are copies.
+
+        Raises whatever the worker raised, and NattraceError when it was killed.
+        """
+        handles = np.empty(0, np.uint32)
+        while True:
+            try:
+                kind, payload = pickle.loads(self._pipe.recv_bytes())  # noqa: S301 - our own child wrote it
+            except (EOFError, OSError) as error:
+                raise NattraceError("a worker process was killed; memory may be short") from error
+            if kind == "error":
+                raise payload
+            if kind == "end":
+                self._outcome = cast("Outcome", payload)
+                return
+            slot, layout, point, size_bytes, addresses = payload
+            if addresses:
+                handles = np.concatenate([handles, self._options.book.extend(addresses)])
+            columns = _read(self._slots[slot], layout)
+            with suppress(OSError):  # a worker that is done waits for no slot any more
+                self._pipe.send_bytes(b"\0")
+            prepared = _assemble(point, size_bytes, columns)
+            _translate(prepared, handles)
+            yield prepared
+
+    def outcome(self) -> Outcome:
+        """Return what is known at the end."""
+        assert self._outcome is not None
+        return self._outcome
+
+    def close(self) -> None:
+        """End the worker, whatever it is doing, and give back its memory."""
+        self._pipe.close()
+        if self._pid:
+            os.waitpid(self._pid, 0)  # it ends by itself: its pipe is closed
+            self._pid = 0
+        for slot in self._slots:
+            slot.close()
+
+
+def _work(capture: Capture, options: ReadOptions, connection: Connection, slots: list[mmap.mmap]) -> None:
+    """Run in the child: prepare, write chunks into the slots in turn, never return."""
+    code = 0
+    try:
+        preparation = Preparation(capture, options)
+        known = 0
+        sent = 0
+        for prepared in preparation.chunks():
+            if sent >= _SLOTS:
+                connection.recv_bytes()  # the slot to be used next has been read
+            slot = sent % _SLOTS
+            layout = _write(slots[slot], _columns(prepared))
+            new = options.book.addresses(known)
+            known += len(new)
+            message = (slot, layout, prepared.point, prepared.size_bytes, new)
+            connection.send_bytes(pickle.dumps(("chunk", message), protocol=5))
+            sent += 1
+        connection.send_bytes(pickle.dumps(("end", preparation.outcome()), protocol=5))
+    except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
+        code = 1  # the parent has gone or does not want more
+    except BaseException as error:  # noqa: BLE001 - the parent raises it
+        code = 1
+        try:
+            connection.send_bytes(pickle.dumps(("error", error), protocol=5))
+        except Exception:  # noqa: BLE001 - an error that cannot be pickled, or nobody listens
+            code = 2
+    finally:
+        os._exit(code)
+
+
+_Layout = list[tuple[str, str, int, int]]  #: column, dtype, offset, rows
+
+
+def _columns(prepared: Prepared) -> dict[str, NDArray[Any]]:
+    columns = {f"table.{name}": getattr(prepared.rows.table, name) for name in COLUMNS}
+    columns |= {f"rows.{name}": getattr(prepared.rows, name) for name in _ROW_COLUMNS}
+    columns |= {f"flows.{f.name}": getattr(prepared.flows, f.name) for f in fields(Flows)}
+    return columns
+
+
+_ROW_COLUMNS = tuple(f.name for f in fields(Rows) if f.name != "table")
+
+
+def _write(slot: mmap.mmap, columns: dict[str, NDArray[Any]]) -> _Layout | bytes:
+    layout: _Layout = []
+    offset = 0
+    for name, column in columns.items():
+        layout.append((name, column.dtype.str, offset, column.size))
+        offset += -(-column.nbytes // 64) * 64
+    if offset > len(slot):
+        return pickle.dumps(columns, protocol=5)
+    for (_, dtype, start, size), column in zip(layout, columns.values(), strict=True):
+        np.ndarray(size, dtype, slot, start)[:] = column
+    return layout
+
+
+def _read(slot: mmap.mmap, layout: _Layout | bytes) -> dict[str, NDArray[Any]]:
+    if isinstance(layout, bytes):
+        return cast("dict[str, NDArray[Any]]", pickle.loads(layout))  # noqa: S301 - our own child wrote it
+    return {name: np.ndarray(size, dtype, slot, start).copy() for name, dtype, start, size in layout}
+
+
+def _assemble(point: int, size_bytes: int, columns: dict[str, NDArray[Any]]) -> Prepared:
+    def part(prefix: str) -> dict[str, NDArray[Any]]:
+        return {k.removeprefix(prefix): v for k, v in columns.items() if k.startswith(prefix)}
+
+    rows = Rows(PacketTable(**part("table.")), **part("rows."))
+    return Prepared(point, rows, Flows(**part("flows.")), size_bytes)
+
+
+def _translate(prepared: Prepared, handles: NDArray[np.uint32]) -> None:
+    """Turn the worker's IPv6 address handles into this process's."""
+    for columns, names in (
+        (prepared.rows.table, ("src", "dst")),
+        (prepared.flows, ("low_address", "high_address")),
+    ):
+        v6 = columns.version == 6  # type: ignore[attr-defined]
+        if v6.any():
+            for name in names:
+                column = getattr(columns, name)
+                column[v6] = handles[column[v6]]
