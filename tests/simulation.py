@@ -1,7 +1,8 @@
-"""A seeded NAT box: packets in, the same packets translated out, and which is which.
+"""A seeded network with NAT boxes and capture points: the same packets, seen before and after each box.
 
-It knows nothing of nattrace: frames are built with dpkt, translated by changing the objects, and written
-with dpkt. The truth is the list of (inside frame number, outside frame number).
+It knows nothing of nattrace: frames are built with dpkt, translated by building them again with other
+addresses, ports and ids, and written as pcap. What is true is kept beside them: which frame at one point is
+which frame at another, and which conversation it belongs to.
 """
 
 from __future__ import annotations
@@ -9,24 +10,317 @@ from __future__ import annotations
 import random
 import struct
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import dpkt
 
-PUBLIC = bytes([203, 0, 113, 10])
-PUBLIC6 = bytes.fromhex("20010db8000000000000000000000010")
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+    from pathlib import Path
+
+#: Where simulated time begins, ns: 2023-11-14 22:13:20 UTC.
+EPOCH_NS = 1_700_000_000_000_000_000
+
+#: IP protocol numbers (IANA); ICMP is 58 over IPv6.
+NUMBER = {"icmp": 1, "tcp": 6, "udp": 17, "sctp": 132}
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An address in network byte order and a port; for ICMP the port is the id."""
+
+    address: bytes
+    port: int = 0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a conversation looks like at one point, in the original direction."""
+
+    client: Endpoint
+    server: Endpoint
 
 
 @dataclass
+class Conversation:
+    """A conversation on its path: one `Seen` for each point, in the order its packets pass them."""
+
+    protocol: str
+    points: tuple[str, ...]
+    seen: tuple[Seen, ...]
+    bridged: bool = False  #: the TTL is the same everywhere
+    seq: int = 0  #: next TCP sequence number of either side, or the ICMP sequence number
+    ack: int = 0
+    tag: int = 0  #: SCTP verification tag
+    sent: int = 0
+
+    @property
+    def version(self) -> int:
+        """The IP version."""
+        return 4 if len(self.seen[0].client.address) == 4 else 6
+
+
+@dataclass
+class Capture:
+    """What one point saw: time, frame and the packet's serial number."""
+
+    packets: list[tuple[int, bytes, int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Captures on disk and the truth about them."""
+
+    paths: dict[str, Path]
+    serials: dict[str, tuple[int, ...]]  #: by point: serial of each frame, frame 1 first
+    conversations: tuple[Conversation, ...]
+    owner: dict[int, int]  #: serial to index of its conversation
+    replies: frozenset[int]  #: serials that went in the reply direction
+
+    @property
+    def sources(self) -> list[str]:
+        """The arguments for nattrace.analyze."""
+        return [f"{name}={path}" for name, path in self.paths.items()]
+
+    def pairs(self, first: str, second: str) -> set[tuple[int, int]]:
+        """Return (frame at first, frame at second) of every packet that both saw."""
+        there = {serial: frame for frame, serial in enumerate(self.serials[second], 1)}
+        here = enumerate(self.serials[first], 1)
+        return {(frame, there[serial]) for frame, serial in here if serial in there}
+
+    def neighbours(self) -> set[tuple[str, str]]:
+        """Return the pairs of points that follow one another on some conversation's path."""
+        return {pair for each in self.conversations for pair in pairwise(each.points)}
+
+
+class Network:
+    """Sends packets through conversations and lets points capture them."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.rng = random.Random(seed)
+        self.now_ns = EPOCH_NS
+        self.captures: dict[str, Capture] = {}
+        self._conversations: list[Conversation] = []
+        self._owner: dict[int, int] = {}
+        self._replies: set[int] = set()
+
+    def point(self, name: str) -> Capture:
+        """Return a point's capture, beginning it when it is new."""
+        return self.captures.setdefault(name, Capture())
+
+    def wait_us(self, low: int, high: int | None = None) -> None:
+        """Let time pass."""
+        self.now_ns += self.rng.randint(low * 1000, (low if high is None else high) * 1000)
+
+    def send(
+        self,
+        conversation: Conversation,
+        payload: bytes = b"",
+        *,
+        reply: bool = False,
+        ip_id: int | None = None,
+        flags: int = 0x18,
+        lost_after: str | None = None,
+        unseen: Collection[str] = (),
+        delay_ns: tuple[int, int] = (3_000, 60_000),
+        unfinished: bool = False,
+        mtu: int | None = None,
+        advance: bool = True,
+    ) -> list[int]:
+        """Send one packet along the path and return its serial, or those of its fragments.
+
+        `lost_after` names the last point it passes, `unseen` the points whose captures miss it.
+        `unfinished` leaves the checksum to the network card at the first point, as a sending host shows it.
+        `mtu` cuts an IPv4 packet into fragments. Without `advance` the next packet repeats the numbers.
+        """
+        if conversation not in self._conversations:
+            self._conversations.append(conversation)
+        owner = next(n for n, each in enumerate(self._conversations) if each is conversation)
+        ip_id = self.rng.randint(1, 65535) if ip_id is None else ip_id
+        steps = list(zip(conversation.points, conversation.seen, strict=True))
+        if reply:
+            steps.reverse()
+        at_ns, ttl = self.now_ns, 64
+        serials: list[int] = []
+        for step, (point, seen) in enumerate(steps):
+            packet = _packet(conversation, seen, payload, reply, ip_id, ttl, flags)
+            if unfinished and step == 0:
+                packet = _unfinished(packet)
+            pieces = [packet] if mtu is None else list(_fragments(packet, mtu))
+            while len(serials) < len(pieces):
+                serials.append(len(self._owner))
+                self._owner[serials[-1]] = owner
+            if reply:
+                self._replies.update(serials)
+            if point not in unseen:
+                for n, (serial, piece) in enumerate(zip(serials, pieces, strict=True)):
+                    self.point(point).packets.append((at_ns + n * 500, _ethernet(piece), serial))
+            if point == lost_after:
+                break
+            at_ns += self.rng.randint(*delay_ns)
+            ttl -= 0 if conversation.bridged else 1
+        if advance:
+            conversation.sent += 1
+            if conversation.protocol == "tcp":
+                conversation.seq = (conversation.seq + len(payload)) & 0xFFFFFFFF
+            elif reply:
+                conversation.seq = (conversation.seq + 1) & 0xFFFF
+        return serials
+
+    def repeat(self, point: str, serial: int, after_ns: int = 1_000) -> None:
+        """Let a point see a packet a second time."""
+        capture = self.point(point)
+        at_ns, frame, _ = next(p for p in capture.packets if p[2] == serial)
+        capture.packets.append((at_ns + after_ns, frame, serial))
+
+    def write(self, folder: Path, snaplen: int = 262144) -> Simulated:
+        """Write NAME.pcap for every point, in the order of time."""
+        paths: dict[str, Path] = {}
+        serials: dict[str, tuple[int, ...]] = {}
+        for name, capture in self.captures.items():
+            packets = sorted(capture.packets, key=lambda p: (p[0], p[2]))
+            paths[name] = folder / f"{name}.pcap"
+            write_pcap(paths[name], [(time_ns, frame) for time_ns, frame, _ in packets], snaplen)
+            serials[name] = tuple(serial for _, _, serial in packets)
+        return Simulated(
+            paths, serials, tuple(self._conversations), dict(self._owner), frozenset(self._replies)
+        )
+
+
+def write_pcap(path: Path, packets: list[tuple[int, bytes]], snaplen: int = 262144) -> None:
+    """Write (time in ns, frame) as a nanosecond pcap; dpkt's own writer takes times as floats."""
+    with path.open("wb") as stream:
+        stream.write(struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, snaplen, 1))
+        for time_ns, frame in packets:
+            seconds, rest = divmod(time_ns, 10**9)
+            cut = frame[:snaplen]
+            stream.write(struct.pack("<IIII", seconds, rest, len(cut), len(frame)) + cut)
+
+
+def _packet(
+    c: Conversation, seen: Seen, payload: bytes, reply: bool, ip_id: int, ttl: int, flags: int
+) -> bytes:
+    """Return the IP packet as it is at one point."""
+    source, target = (seen.server, seen.client) if reply else (seen.client, seen.server)
+    number = NUMBER[c.protocol]
+    seq, ack = (c.ack, c.seq) if reply else (c.seq, c.ack)
+    upper: Any
+    if c.protocol == "icmp" and c.version == 4:
+        echo = dpkt.icmp.ICMP.Echo(id=seen.client.port, seq=c.seq, data=payload)
+        upper = dpkt.icmp.ICMP(type=0 if reply else 8, data=echo)
+    elif c.protocol == "icmp":
+        number = 58
+        echo6 = dpkt.icmp6.ICMP6.Echo(id=seen.client.port, seq=c.seq, data=payload)
+        upper = dpkt.icmp6.ICMP6(type=129 if reply else 128, data=echo6)
+    elif c.protocol == "udp":
+        upper = dpkt.udp.UDP(
+            sport=source.port, dport=target.port, data=payload, ulen=8 + len(payload)
+        )  # fmt: skip
+    elif c.protocol == "tcp":
+        upper = dpkt.tcp.TCP(
+            sport=source.port, dport=target.port, seq=seq, ack=ack, flags=flags, win=501, data=payload
+        )
+    else:
+        upper = dpkt.sctp.SCTP(sport=source.port, dport=target.port, vtag=c.tag)
+        upper.chunks = [dpkt.sctp.Chunk(type=0, flags=3, len=4 + len(payload), data=payload)]
+    if c.version == 4:
+        packet = dpkt.ip.IP(src=source.address, dst=target.address, p=number, ttl=ttl, id=ip_id, data=upper)
+        packet.len = len(packet)
+    else:
+        packet = dpkt.ip6.IP6(
+            src=source.address, dst=target.address, nxt=number, hlim=ttl, data=upper, plen=len(upper)
+        )
+        packet.extension_hdrs = {}
+    return bytes(packet)
+
+
+def _ethernet(packet: bytes) -> bytes:
+    kind = b"\x08\x00" if packet[0] >> 4 == 4 else b"\x86\xdd"
+    return b"\2" * 6 + b"\4" * 6 + kind + packet
+
+
+def _unfinished(packet: bytes) -> bytes:
+    """Return an IPv4 TCP or UDP packet whose checksum is that of the pseudo-header (CHECKSUM_PARTIAL)."""
+    body = packet[20:]
+    at = 20 + {6: 16, 17: 6}[packet[9]]
+    pseudo = packet[12:20] + struct.pack(">xBH", packet[9], len(body))
+    total = sum(struct.unpack(f">{len(pseudo) // 2}H", pseudo))
+    total = (total & 0xFFFF) + (total >> 16)
+    return packet[:at] + struct.pack(">H", total) + packet[at + 2 :]
+
+
+def _fragments(packet: bytes, mtu: int) -> Iterator[bytes]:
+    """Cut an IPv4 packet without options as ip_fragment() does (RFC 791 section 3.2)."""
+    body, size = packet[20:], (mtu - 20) // 8 * 8
+    for at in range(0, len(body), size):
+        piece = body[at : at + size]
+        more = 0x2000 if at + size < len(body) else 0
+        header = bytearray(packet[:20])
+        struct.pack_into(">H", header, 2, 20 + len(piece))
+        struct.pack_into(">HBBH", header, 6, more | at // 8, header[8], header[9], 0)
+        struct.pack_into(">H", header, 10, dpkt.in_cksum(bytes(header)))
+        yield bytes(header) + piece
+
+
+# -- ready-made conversations ------------------------------------------------------------------------------
+
+
+def address(text: str) -> bytes:
+    """Return an address in network byte order."""
+    import ipaddress  # noqa: PLC0415 - one small use
+
+    return ipaddress.ip_address(text).packed
+
+
+def routed(
+    protocol: str,
+    client: tuple[str, int],
+    server: tuple[str, int],
+    *rewrites: dict[str, tuple[str, int]],
+    points: tuple[str, ...] = ("inside", "outside"),
+    bridged: bool = False,
+    rng: random.Random | None = None,
+) -> Conversation:
+    """Return a conversation; each rewrite says what the box between two points puts for client or server.
+
+    For ICMP the ports are the id, so a rewrite of either side's id is given with the client.
+    """
+    seen = [Seen(Endpoint(address(client[0]), client[1]), Endpoint(address(server[0]), server[1]))]
+    for rewrite in rewrites:
+        now = {"client": seen[-1].client, "server": seen[-1].server}
+        now |= {side: Endpoint(address(host), port) for side, (host, port) in rewrite.items()}
+        seen.append(Seen(now["client"], now["server"]))
+    rng = rng or random.Random(repr((protocol, client, server)))
+    return Conversation(
+        protocol, points, tuple(seen), bridged,
+        seq=rng.getrandbits(32) if protocol == "tcp" else 0, ack=rng.getrandbits(32), tag=rng.getrandbits(32),
+    )  # fmt: skip
+
+
+def masquerade(
+    protocol: str,
+    client: tuple[str, int],
+    server: tuple[str, int],
+    port: int,
+    *,
+    public: str | None = None,
+    rng: random.Random | None = None,
+) -> Conversation:
+    """Return a conversation whose source becomes the box's public address and the given port or id."""
+    host = public or ("203.0.113.10" if "." in server[0] else "2001:db8::10")
+    return routed(protocol, client, server, {"client": (host, port)}, rng=rng)
+
+
+@dataclass(frozen=True)
 class Traffic:
-    """What to send and how hard to make it."""
+    """Traffic of a masquerading box, and how hard it is to tell its packets apart."""
 
     seed: int = 1
     flows: int = 10
     packets_per_flow: int = 10
-    loss_inside: float = 0.0  #: packets that the inside capture misses
-    loss_outside: float = 0.0  #: packets that never leave, or that the outside capture misses
+    loss_inside: float = 0.0  #: share of packets that the inside capture misses
+    loss_outside: float = 0.0  #: share of packets that the outside capture misses
     zero_ids: bool = False  #: IP identification 0 everywhere
     constant_payload: bool = False
     random_ports: bool = True  #: every port and id is rewritten
@@ -37,141 +331,50 @@ class Traffic:
     servers: int = 3
 
 
-@dataclass
-class Simulated:
-    """Where the captures are and what is true."""
-
-    inside: Path
-    outside: Path
-    pairs: set[tuple[int, int]] = field(default_factory=set)
-    #: (protocol, inside source, inside port or id, outside port or id, server, server port)
-    bindings: set[tuple[str, bytes, int, int, bytes, int]] = field(default_factory=set)
-
-
-@dataclass
-class _Flow:
-    protocol: str
-    client: bytes
-    server: bytes
-    port: int
-    server_port: int
-    outside_port: int
-    seq: int
-    ack: int
-    sent: int = 0
-
-
 def simulate(folder: Path, traffic: Traffic) -> Simulated:
-    """Write inside.pcap and outside.pcap and return the truth about them."""
-    rng = random.Random(traffic.seed)
-    flows: list[_Flow] = []
-    taken: set[tuple[object, ...]] = set()
-    while len(flows) < traffic.flows:  # ids and ports collide between hosts, never within one
-        flow = _new_flow(rng, traffic, len(flows))
-        name = (flow.protocol, flow.client, flow.port, flow.server, flow.server_port)
-        if name not in taken:
-            taken.add(name)
-            flows.append(flow)
-    out = Simulated(folder / "inside.pcap", folder / "outside.pcap")
-    inside: list[tuple[int, bytes, int]] = []
-    outside: list[tuple[int, bytes, int]] = []
-    now = 1_700_000_000_000_000_000
-    serial = 0
-    order = [flow for flow in flows for _ in range(traffic.packets_per_flow)]
+    """Write inside.pcap and outside.pcap: clients whose ports and ids collide, in random order."""
+    network = Network(traffic.seed)
+    rng = network.rng
+    network.point("inside")
+    network.point("outside")
+    conversations = _clients(rng, traffic)
+    order = [c for c in conversations for _ in range(traffic.packets_per_flow)]
     rng.shuffle(order)
-    for flow in order:
-        now += rng.randint(traffic.spacing_us * 500, traffic.spacing_us * 1500)
-        reply = flow.sent % 2 == 1
-        ip_id = 0 if traffic.zero_ids else rng.randint(1, 65535)
+    for c in order:
+        network.now_ns += rng.randint(traffic.spacing_us * 500, traffic.spacing_us * 1500)
         payload = b"\0" * 32 if traffic.constant_payload else rng.randbytes(rng.randint(8, 64))
-        before, after = _frames(flow, reply, ip_id, payload, traffic.version)
-        delay = rng.randint(3_000, 60_000)
-        serial += 1
-        t_in, t_out = (now + delay, now) if reply else (now, now + delay)
-        if rng.random() >= traffic.loss_inside:
-            inside.append((t_in, before, serial))
-        if rng.random() >= traffic.loss_outside:
-            outside.append((t_out, after, serial))
-        flow.sent += 1
-        flow.seq = (flow.seq + len(payload)) & 0xFFFFFFFF
-    numbers: list[dict[int, int]] = []
-    for path, packets in ((out.inside, inside), (out.outside, outside)):
-        packets.sort()
-        with path.open("wb") as stream:
-            writer = dpkt.pcap.Writer(stream, snaplen=traffic.snaplen, nano=True)
-            for time_ns, frame, _ in packets:
-                _write(writer, frame, time_ns, traffic.snaplen)
-        numbers.append({mark: n for n, (_, _, mark) in enumerate(packets, 1)})
-    out.pairs = {(numbers[0][k], numbers[1][k]) for k in numbers[0].keys() & numbers[1].keys()}
-    for flow in flows:
-        out.bindings.add(
-            (flow.protocol, flow.client, flow.port, flow.outside_port, flow.server, flow.server_port)
-        )
-    return out
+        missed = [
+            point
+            for point, loss in (("inside", traffic.loss_inside), ("outside", traffic.loss_outside))
+            if rng.random() < loss
+        ]
+        network.send(
+            c, payload, reply=c.sent % 2 == 1, ip_id=0 if traffic.zero_ids else None, unseen=missed
+        )  # fmt: skip
+    return network.write(folder, traffic.snaplen)
 
 
-def _write(writer: Any, frame: bytes, time_ns: int, snaplen: int) -> None:
-    # dpkt's writer takes float times; ns need integers
-    stream = writer._Writer__f
-    seconds, rest = divmod(time_ns, 10**9)
-    cut = frame[:snaplen]
-    stream.write(struct.pack("<IIII", seconds, rest, len(cut), len(frame)) + cut)
-
-
-def _new_flow(rng: random.Random, traffic: Traffic, n: int) -> _Flow:
-    protocol = traffic.protocols[n % len(traffic.protocols)]
-    host = rng.randint(2, 250)
-    server = rng.randint(1, traffic.servers)
-    client = bytes([172, 17, 0, host])
-    remote = bytes([198, 51, 100, server])
-    if traffic.version == 6:
-        client = bytes.fromhex("fd000000000000000000000000000000")[:-1] + bytes([host])
-        remote = bytes.fromhex("20010db8000100000000000000000000")[:-1] + bytes([server])
-    # ids and ports are unique per flow outside, as the kernel makes them; inside they collide freely
-    port = rng.randint(1, 5) if protocol == "icmp" else rng.choice([40000, 40001, 50000 + n])
-    outside = 1024 + n * 7 + 1 if traffic.random_ports else port
-    return _Flow(
-        protocol, client, remote, port, 0 if protocol == "icmp" else 80 + n % 3, outside,
-        rng.getrandbits(32), rng.getrandbits(32),
-    )  # fmt: skip
-
-
-def _frames(flow: _Flow, reply: bool, ip_id: int, payload: bytes, version: int) -> tuple[bytes, bytes]:
-    """Return the frame as it is inside and as it is outside."""
-    public = PUBLIC if version == 4 else PUBLIC6
-    before = _frame(flow, reply, ip_id, payload, version, flow.client, flow.port, 63 if reply else 64)
-    after = _frame(flow, reply, ip_id, payload, version, public, flow.outside_port, 64 if reply else 63)
-    return before, after
-
-
-def _frame(
-    flow: _Flow, reply: bool, ip_id: int, payload: bytes, version: int, client: bytes, port: int, ttl: int
-) -> bytes:
-    src, dst = (flow.server, client) if reply else (client, flow.server)
-    sport, dport = (flow.server_port, port) if reply else (port, flow.server_port)
-    upper: Any
-    if flow.protocol == "icmp" and version == 4:
-        echo = dpkt.icmp.ICMP.Echo(id=port, seq=flow.sent // 2, data=payload)
-        upper = dpkt.icmp.ICMP(type=0 if reply else 8, data=echo)
-        number = 1
-    elif flow.protocol == "icmp":
-        echo6 = dpkt.icmp6.ICMP6.Echo(id=port, seq=flow.sent // 2, data=payload)
-        upper = dpkt.icmp6.ICMP6(type=129 if reply else 128, data=echo6)
-        number = 58
-    elif flow.protocol == "udp":
-        upper = dpkt.udp.UDP(sport=sport, dport=dport, data=payload, ulen=8 + len(payload))
-        number = 17
-    else:
-        upper = dpkt.tcp.TCP(
-            sport=sport, dport=dport, seq=flow.seq, ack=flow.ack, flags=0x18, win=501, data=payload
-        )
-        number = 6
-    if version == 4:
-        packet = dpkt.ip.IP(src=src, dst=dst, p=number, ttl=ttl, id=ip_id, data=upper)
-        packet.len = len(packet)
-        kind = 0x0800
-    else:
-        packet = dpkt.ip6.IP6(src=src, dst=dst, nxt=number, hlim=ttl, data=upper, plen=len(upper))
-        packet.extension_hdrs = {}
-        kind = 0x86DD
-    return bytes(dpkt.ethernet.Ethernet(src=b"\2" * 6, dst=b"\4" * 6, type=kind, data=packet))
+def _clients(rng: random.Random, traffic: Traffic) -> list[Conversation]:
+    """Return conversations that collide inside between hosts, never within one; outside all are distinct."""
+    made: dict[tuple[str, tuple[str, int], tuple[str, int]], Conversation] = {}
+    while len(made) < traffic.flows:
+        n = len(made)
+        protocol = traffic.protocols[n % len(traffic.protocols)]
+        host, remote = rng.randint(2, 250), rng.randint(1, traffic.servers)
+        port = rng.randint(1, 5) if protocol == "icmp" else rng.choice([40000, 40001, 50000 + n])
+        client, server = f"172.17.0.{host}", f"198.51.100.{remote}"
+        if traffic.version == 6:
+            client, server = f"fd00::{host:x}", f"2001:db8:1::{remote:x}"
+        service = port if protocol == "icmp" else 80 + n % 3
+        outside = 1024 + n * 7 + 1 if traffic.random_ports else port
+        key = (protocol, (client, port), (server, service))
+        if key in made:
+            continue
+        if not traffic.random_ports and any(
+            c.protocol == protocol and c.seen[1].client.port == outside
+            and c.seen[1].server == Endpoint(address(server), service)
+            for c in made.values()
+        ):  # fmt: skip
+            outside = 30000 + n  # the kernel gives a colliding tuple another port
+        made[key] = masquerade(protocol, (client, port), (server, service), outside, rng=rng)
+    return list(made.values())

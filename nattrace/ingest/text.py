@@ -223,7 +223,8 @@ class TextCapture:
         info = self.points[index]
         info.packets += 1
         packet = read_packet(text) if at is not None else "text-unparsed"
-        if packet != "not-ip" and at is not None:
+        # without a time, "IP ... > ..." may be prose, unless it can be read
+        if not isinstance(packet, str) or packet == "arp" or (stamp is not None and packet != "not-ip"):
             self._recognised = True
         if at is not None:
             info.dated &= dated

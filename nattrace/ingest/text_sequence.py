@@ -33,7 +33,7 @@ class SequenceNumbers:
         """Start with no connection; `absolute` says that the text is known to be printed with -S."""
         #: whether the numbers are absolute throughout (-S); None until a number tells
         self._absolute = True if absolute else None
-        #: (lower, higher endpoint text) to [base of lower, base of higher, last of lower, last of higher]
+        #: (lower, higher endpoint text) to [base of lower, of higher, next expected of lower, of higher]
         self._connections: dict[tuple[str, str], list[int | None]] = {}
 
     def absolute(self, src: str, dst: str, flags: int, seq: int | None, ack: int | None) -> tuple[int, int]:
@@ -55,7 +55,8 @@ class SequenceNumbers:
             ):
                 seq = ack = None
             state = [None] * 4
-            state[mine] = state[mine + 2] = seq
+            if seq is not None:
+                state[mine], state[mine + 2] = seq, (seq + (flags & SYN > 0)) & _MASK
             if ack is not None:
                 state[other], state[other + 2] = (ack - 1) & _MASK, ack
             self._connections[key] = state
@@ -77,8 +78,12 @@ class SequenceNumbers:
         if printed is None or base is None or last is None:
             return None
         relative = (base + printed) & _MASK
-        if self._absolute is None:
-            fits = _distance(relative, last) < RELATIVE_REACH
-            if fits != (_distance(printed, last) < RELATIVE_REACH):
-                self._absolute = not fits
+        if self._absolute is None and relative != printed:
+            as_relative, as_absolute = _distance(relative, last), _distance(printed, last)
+            if 0 in (as_relative, as_absolute):
+                self._absolute = as_absolute == 0
+            elif (as_relative < RELATIVE_REACH) != (as_absolute < RELATIVE_REACH):
+                self._absolute = as_absolute < RELATIVE_REACH
+            else:
+                return None  # both readings fit, or none: better unknown than wrong
         return printed if self._absolute else relative

@@ -39,6 +39,7 @@ _DNS_LENGTH = re.compile(r"\((\d{1,5})\)\Z", re.ASCII)
 _NTP_LENGTH = re.compile(r"(?:NTPv\d|BOOTP/DHCP), .{0,200}length:? (\d{1,5})\b", re.ASCII)
 #: Protocols whose first printed length is that of the IP payload: GRE, ESP, PIM, VRRP.
 _LENGTH_PROTOCOLS = frozenset((47, 50, 103, 112))
+_NUMBERED_LENGTH = re.compile(r"ip-proto-\d{1,3} (\d{1,10})\b", re.ASCII)
 _DNS_PORTS = frozenset((53, 5353, 5355))
 _PORT_PROTOCOLS = frozenset((TCP, UDP, SCTP, DCCP, 136))
 _CHECKSUM_NOTE = re.compile(r"\[(?:no cksum|[^\]]{0,100}(?:sum ok|cksum)[^\]]{0,100})\] ?", re.ASCII)
@@ -50,6 +51,7 @@ def read_upper(rest: str, printed: Printed, sport: int | None, dport: int | None
     `sport` and `dport` are the ports that stood with the addresses, None where there were none. The reasons are
     "text-unparsed", "truncated" and "fragment" (a later fragment whose offset is not printed).
     """
+    rest = rest.lstrip()
     note = _CHECKSUM_NOTE.match(rest)
     if note is not None:
         rest = rest[note.end() :]
@@ -73,7 +75,9 @@ def read_upper(rest: str, printed: Printed, sport: int | None, dport: int | None
         return "truncated" if "[|" in rest[:80] else "fragment"
     if printed.ip_length and printed.header_length:
         printed.payload_length = max(0, printed.ip_length - printed.header_length)
-    elif printed.protocol in _LENGTH_PROTOCOLS and (length := _LENGTH.search(rest)) is not None:
+    elif (length := _NUMBERED_LENGTH.match(rest)) is not None or (
+        printed.protocol in _LENGTH_PROTOCOLS and (length := _LENGTH.search(rest)) is not None
+    ):
         printed.payload_length = int(length[1]) & _U32
     return None
 

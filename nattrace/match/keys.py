@@ -93,18 +93,19 @@ def packet_keys(table: PacketTable) -> tuple[NDArray[np.uint64], NDArray[np.uint
     return content, mix(exact)
 
 
-def commonplace_keys(table: PacketTable) -> NDArray[np.uint64]:
-    """Return a key of what each packet says, without anything that counts or tells packets apart.
+def commonplace_keys(table: PacketTable, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return a key of what each of the given packets says, without anything that counts packets.
 
     Packets of one key carry the same payload: keep-alives, pings with a constant filling, announcements.
     An ICMP query's residual without its sequence number is the sum of its payload, even where the snaplen
     cut the payload off.
     """
-    word = table.content_hash ^ (table.payload_length.astype(np.uint64) << _S32)
-    word ^= (table.protocol.astype(np.uint64) << _S16) | (table.icmp_type.astype(np.uint64) << np.uint64(8))
-    icmp = ((table.protocol == ICMP) | (table.protocol == ICMPV6)) & table.residual_known
+    protocol = table.protocol[rows]
+    word = table.content_hash[rows] ^ (table.payload_length[rows].astype(np.uint64) << _S32)
+    word ^= (protocol.astype(np.uint64) << _S16) | (table.icmp_type[rows].astype(np.uint64) << np.uint64(8))
+    icmp = ((protocol == ICMP) | (protocol == ICMPV6)) & table.residual_known[rows]
     if icmp.any():
-        filling = (table.residual.astype(np.int64) - (table.seq & np.uint32(0xFFFF))) % 65535
+        filling = (table.residual[rows].astype(np.int64) - (table.seq[rows] & np.uint32(0xFFFF))) % 65535
         word ^= np.where(icmp, filling, 0).astype(np.uint64) << _S48
     return mix(word)
 

@@ -58,6 +58,9 @@ _MARGIN = 8
 #: Clock ticks closer than this say nothing about order (microsecond captures).
 _FLOOR_NS = 1_000
 
+#: Latencies of elected pairs teach only up to this many medians; jitter on one host stays below.
+_TYPICAL_FACTOR = 4
+
 #: Latencies kept to learn what is usual between two points.
 _SAMPLE = 4_096
 
@@ -147,9 +150,8 @@ class PairState:
         """Turn matched packets into partial edges and latency samples."""
         if not found.a.size:
             return
-        whole = found.a.size == len(rows_a)
         a, b = found.a, found.b
-        backward = rows_a.backward if whole else rows_a.backward[a]
+        backward = rows_a.backward[a]
         swap = backward != rows_b.backward[b]
         time = rows_a.table.time_ns[a]
         delta = rows_b.table.time_ns[b] - time
@@ -168,13 +170,22 @@ class PairState:
 
     # -- step 1 and 2: keys and evidence -------------------------------------------------------------
 
-    def match_unique(self, rows_a: Rows, rows_b: Rows, window_ns: int) -> Matches:
-        """Match packets whose key is unique on both sides and whose evidence suffices by itself."""
-        first = self._believe(rows_a, rows_b, *unique_pairs(rows_a.exact, rows_b.exact), window_ns)
-        left_a = _others(len(rows_a), first.a)
-        left_b = _others(len(rows_b), first.b)
-        if not left_a.size or not left_b.size:
-            return first
+    def match_unique(
+        self,
+        rows_a: Rows,
+        open_a: NDArray[np.int64],
+        rows_b: Rows,
+        open_b: NDArray[np.int64],
+        window_ns: int,
+    ) -> Matches:
+        """Match packets whose key is unique on both sides and whose evidence suffices by itself.
+
+        `open_a` and `open_b` are the indices of the rows that have no partner yet.
+        """
+        ia, ib = unique_pairs(rows_a.exact[open_a], rows_b.exact[open_b])
+        first = self._believe(rows_a, rows_b, open_a[ia], open_b[ib], window_ns)
+        left_a = _without(open_a, first.a, len(rows_a))
+        left_b = _without(open_b, first.b, len(rows_b))
         ia, ib = unique_pairs(rows_a.content[left_a], rows_b.content[left_b])
         if not ia.size:
             return first
@@ -333,7 +344,7 @@ class PairState:
         elected = (weight >= _VOTE_BITS) & (count >= _VOTE_PACKETS)
         elected &= (count >= _VOTE_SHARE * total_a) & (count >= _VOTE_SHARE * total_b)
         if self.reach_ns() is None:
-            self.learn(delta[elected[member]])
+            self.learn(_typical(delta[elected[member]]))
         return votes.take(elected)
 
     def _by_binding(
@@ -385,13 +396,18 @@ class PairState:
 
 
 def commonplace(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return for each chosen row whether another packet of the window says the very same."""
-    keys = commonplace_keys(rows.table)
-    ordered = np.sort(keys)
-    wanted = keys[chosen]
-    result: NDArray[np.bool_] = (
-        np.searchsorted(ordered, wanted, "right") - np.searchsorted(ordered, wanted, "left") > 1
-    )
+    """Return for each chosen row whether another packet of the window says the very same.
+
+    Never so for TCP, where the sequence number tells packets apart.
+    """
+    if rows.said is None:
+        others = np.flatnonzero(rows.table.protocol != TCP)
+        rows.said = np.sort(commonplace_keys(rows.table, others))
+    result = np.zeros(chosen.size, np.bool_)
+    asked = np.flatnonzero(rows.table.protocol[chosen] != TCP)
+    wanted = commonplace_keys(rows.table, chosen[asked])
+    low, high = (np.searchsorted(rows.said, wanted, side) for side in ("left", "right"))
+    result[asked] = high - low > 1
     return result
 
 
@@ -401,6 +417,25 @@ def _distinct(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
     telling = (table.content_length[chosen] >= 4) | (table.ip_id[chosen] != 0)
     telling |= (table.protocol[chosen] == TCP) & (table.seq[chosen] != 0)
     return np.flatnonzero(telling & ~rows.common[chosen])
+
+
+def _without(
+    rows: NDArray[np.int64], chosen: NDArray[np.int64], total: int
+) -> NDArray[np.int64]:
+    """Return `rows` (ascending indices below `total`) without the chosen ones."""
+    mask = np.zeros(total, np.bool_)
+    mask[rows] = True
+    mask[chosen] = False
+    return np.flatnonzero(mask)
+
+
+def _typical(deltas: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the latencies that are not far above the median: an election tolerates some wrong votes."""
+    apart = np.abs(deltas)
+    if not apart.size:
+        return deltas
+    result: NDArray[np.int64] = deltas[apart <= _TYPICAL_FACTOR * np.median(apart)]
+    return result
 
 
 def _others(rows: int, chosen: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nattrace.ingest.source import Capture, PointInfo, ReadOptions
 
 #: Packets of a capture that are handed on at once.
-CHUNK_PACKETS = 65_536
+CHUNK_PACKETS = 32_768
 
 _PCAP_RECORD_HEADER_BYTES = 16
 

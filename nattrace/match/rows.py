@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nattrace.match.keys import flow_hash, packet_keys
-from nattrace.table import PacketTable
+from nattrace.table import COLUMNS, PacketTable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +28,7 @@ class Rows:
     number: NDArray[np.int64]  #: running number among the point's decoded packets
     flow: NDArray[np.int64]  #: index of the point's partial flow; -1 until grouped
     common: NDArray[np.bool_]  #: others in its window said the very same; only known of rows that wait
+    said: NDArray[np.uint64] | None = None  #: no column: what the packets say, sorted; see `commonplace`
 
     def __len__(self) -> int:
         """Packets."""
@@ -57,6 +58,54 @@ class Rows:
     def take(self, rows: NDArray[Any]) -> Rows:
         """Return the given rows: indices or a mask."""
         return Rows(self.table.take(rows), *(getattr(self, name)[rows] for name in _EXTRA))
+
+
+    def columns(self) -> list[NDArray[Any]]:
+        """Return all columns, those of the packet table first."""
+        return [getattr(self.table, name) for name in COLUMNS] + [getattr(self, name) for name in _EXTRA]
+
+    @classmethod
+    def of_columns(cls, columns: Sequence[NDArray[Any]]) -> Rows:
+        """Return rows made of such columns."""
+        return cls(PacketTable(*columns[: len(COLUMNS)]), *columns[len(COLUMNS) :])
+
+
+class Window:
+    """Rows that come and go at one point, in arrays that are used again and again.
+
+    Memory that is touched for the first time costs more than all that is done with it; a window's arrays
+    stay where they are, and grow only when a window is fuller than any before.
+    """
+
+    def __init__(self) -> None:
+        self._arrays = [np.empty(0, column.dtype) for column in Rows.concatenate([]).columns()]
+        self._size = 0
+
+    def __len__(self) -> int:
+        """Packets."""
+        return self._size
+
+    def rows(self) -> Rows:
+        """Return the rows, as views that hold until the window is changed."""
+        return Rows.of_columns([array[: self._size] for array in self._arrays])
+
+    def append(self, rows: Rows) -> None:
+        """Copy rows in, after those that are there."""
+        stop = self._size + len(rows)
+        for place, column in enumerate(rows.columns()):
+            array = self._arrays[place]
+            if array.size < stop:
+                grown = np.empty(stop + stop // 4, array.dtype)
+                grown[: self._size] = array[: self._size]
+                self._arrays[place] = array = grown
+            array[self._size : stop] = column
+        self._size = stop
+
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        """Drop all rows but the given ones (ascending indices)."""
+        for array in self._arrays:
+            array[: rows.size] = array[rows]
+        self._size = rows.size
 
 
 _EXTRA = ("content", "exact", "flow_key", "backward", "number", "flow", "common")

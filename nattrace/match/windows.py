@@ -15,13 +15,14 @@ import numpy as np
 
 from nattrace.match.flows import Flows, merge_flows
 from nattrace.match.pair import WAITING_LIMIT, PairState
-from nattrace.match.rows import Rows
+from nattrace.match.rows import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
+    from nattrace.match.rows import Rows
     from nattrace.table import AddressBook
 
 #: Packets of one point that make a window: large enough that per-window work is small, small enough to
@@ -40,13 +41,11 @@ _FEW_POINTS = 3
 class PointState:
     """One point while it is read."""
 
-    pending: list[Rows] = field(default_factory=list)  #: arrived since the last window
-    window: Rows = field(default_factory=lambda: Rows.concatenate([]))  #: carried over
-    paired: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), np.bool_))  #: (rows, points)
+    window: Window = field(default_factory=Window)
+    paired: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), np.bool_))  #: (points, rows)
     flows: list[Flows] = field(default_factory=list)
     flow_count: int = 0
     decoded: int = 0
-    waiting: int = 0  #: rows in `pending`
     matched: list[NDArray[np.int64]] = field(default_factory=list)  #: numbers of rows matched anywhere
 
 
@@ -69,21 +68,23 @@ class Matcher:
         rows.flow += state.flow_count
         state.flows.append(flows)
         state.flow_count += len(flows)
-        state.pending.append(rows)
+        state.window.append(rows)
         state.decoded += len(rows)
-        state.waiting += len(rows)
 
     def full(self) -> bool:
         """Say whether some point has enough packets for a window."""
-        return any(s.waiting + len(s.window) >= WINDOW_PACKETS for s in self.points)
+        return any(len(s.window) >= WINDOW_PACKETS for s in self.points)
 
     def advance(self, horizon_ns: int | None) -> None:
         """Match what is there. All packets up to `horizon_ns` have been added; None means all packets."""
+        rows = [state.window.rows() for state in self.points]
         for state in self.points:
-            self._take_in(state)
-        for i, j in self._worth_trying():
-            self._match(i, j)
-        self._leave(horizon_ns)
+            paired = np.zeros((len(self.points), len(state.window)), np.bool_)
+            paired[: state.paired.shape[0], : state.paired.shape[1]] = state.paired
+            state.paired = paired
+        for i, j in self._worth_trying(rows):
+            self._match(i, j, rows[i], rows[j])
+        self._leave(horizon_ns, rows)
 
     def finish(self) -> None:
         """Match the last window and decide all that waited."""
@@ -93,23 +94,12 @@ class Matcher:
 
     # ------------------------------------------------------------------------------------------------
 
-    def _take_in(self, state: PointState) -> None:
-        """Join new packets to the window."""
-        old = state.paired
-        if state.pending:
-            carried = [state.window] if len(state.window) else []
-            state.window = Rows.concatenate([*carried, *state.pending])
-            state.pending, state.waiting = [], 0
-        paired = np.zeros((len(state.window), len(self.points)), np.bool_)
-        paired[: old.shape[0], : old.shape[1]] = old
-        state.paired = paired
-
-    def _worth_trying(self) -> list[tuple[int, int]]:
+    def _worth_trying(self, rows: Sequence[Rows]) -> list[tuple[int, int]]:
         """Return the pairs of points that may have packets in common."""
-        present = [n for n, state in enumerate(self.points) if len(state.window)]
+        present = [n for n, of_point in enumerate(rows) if len(of_point)]
         if len(present) <= _FEW_POINTS:
             return list(combinations(present, 2))
-        keys = [np.unique(self.points[n].window.content) for n in present]
+        keys = [np.unique(rows[n].content) for n in present]
         merged = np.concatenate(keys)
         owner = np.repeat(np.array(present), [k.size for k in keys])
         order = np.lexsort((owner, merged))
@@ -132,41 +122,44 @@ class Matcher:
                 self.on_pair(i, j, state)
         return state
 
-    def _match(self, i: int, j: int) -> None:
+    def _match(self, i: int, j: int, rows_a: Rows, rows_b: Rows) -> None:
         a, b = self.points[i], self.points[j]
         pair = self._pair(i, j)
-        open_a, open_b = np.flatnonzero(~a.paired[:, j]), np.flatnonzero(~b.paired[:, i])
-        rows_a = a.window if open_a.size == len(a.window) else a.window.take(open_a)
-        rows_b = b.window if open_b.size == len(b.window) else b.window.take(open_b)
-        found = pair.match_unique(rows_a, rows_b, REACH_NS)
+        open_a, open_b = np.flatnonzero(~a.paired[j]), np.flatnonzero(~b.paired[i])
+        found = pair.match_unique(rows_a, open_a, rows_b, open_b, REACH_NS)
         pair.commit(rows_a, rows_b, found)
-        a.paired[open_a[found.a], j] = True
-        b.paired[open_b[found.b], i] = True
+        a.paired[j, found.a] = True
+        b.paired[i, found.b] = True
         a.matched.append(rows_a.number[found.a])
         b.matched.append(rows_b.number[found.b])
 
-    def _leave(self, horizon_ns: int | None) -> None:
-        """Let packets out of the window that nothing to come can match."""
-        limit = 2**62 if horizon_ns is None else self._limit(horizon_ns)
-        leaving = [state.window.table.time_ns < limit for state in self.points]
+    def _leave(self, horizon_ns: int | None, rows: Sequence[Rows]) -> None:
+        """Let packets out of the window that have been matched, or that nothing to come can match."""
+        limit = 2**62 if horizon_ns is None else self._limit(horizon_ns, rows)
+        leaving = [of_point.table.time_ns < limit for of_point in rows]
         for (i, j), pair in self.pairs.items():
-            a, b = self.points[i], self.points[j]
-            open_a, open_b = ~a.paired[:, j], ~b.paired[:, i]
-            pair.settle(0, a.window, open_a & leaving[i], b.window.content[open_b])
-            pair.settle(1, b.window, open_b & leaving[j], a.window.content[open_a])
+            open_a, open_b = ~self.points[i].paired[j], ~self.points[j].paired[i]
+            pair.settle(0, rows[i], open_a & leaving[i], rows[j].content[open_b])
+            pair.settle(1, rows[j], open_b & leaving[j], rows[i].content[open_a])
             if horizon_ns is not None and pair.waiting_rows() > WAITING_LIMIT:
                 self._resolve(i, j)
         for n, state in enumerate(self.points):
-            stay = ~leaving[n]
-            state.window = state.window.take(stay)
-            state.paired = state.paired[stay]
+            stay = np.flatnonzero(~(leaving[n] | self._done(n, state)))
+            state.window.keep(stay)
+            state.paired = state.paired[:, stay]
 
-    def _limit(self, horizon_ns: int) -> int:
+    def _done(self, point: int, state: PointState) -> NDArray[np.bool_]:
+        """Return which packets were found at all other points: they are nobody's candidates any more."""
+        others = np.delete(np.arange(len(self.points)), point)
+        done: NDArray[np.bool_] = np.logical_and.reduce(state.paired[others], axis=0)
+        return done if others.size else np.zeros(len(state.window), np.bool_)
+
+    def _limit(self, horizon_ns: int, rows: Sequence[Rows]) -> int:
         """Return the time before which packets leave: a reach behind the horizon, or as memory allows."""
         limit = horizon_ns - REACH_NS
         keep = WINDOW_PACKETS // 3
-        for state in self.points:
-            time = state.window.table.time_ns
+        for n, (state, of_point) in enumerate(zip(self.points, rows, strict=True)):
+            time = of_point.table.time_ns[~self._done(n, state)]
             ready = time[time <= horizon_ns]
             if ready.size > keep:
                 limit = max(limit, int(np.partition(ready, ready.size - keep)[ready.size - keep]))

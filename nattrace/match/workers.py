@@ -10,17 +10,15 @@ from __future__ import annotations
 import mmap
 import os
 import pickle
-import sys
-import threading
+import socket
 from contextlib import suppress
 from dataclasses import fields
-from multiprocessing.connection import Connection
-from multiprocessing.connection import Pipe as pipe
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from nattrace.errors import NattraceError
+from nattrace.forking import may_fork
 from nattrace.match.flows import Flows
 from nattrace.match.prepare import Outcome, Preparation, Prepared
 from nattrace.match.rows import Rows
@@ -46,12 +44,7 @@ _SLOT_BYTES = 32 * 2**20
 
 def worthwhile(size_bytes: int) -> bool:
     """Say whether a file of this size should be prepared by a worker."""
-    return (
-        size_bytes >= WORKER_FILE_BYTES
-        and sys.platform == "linux"
-        and len(os.sched_getaffinity(0)) > 1
-        and threading.active_count() == 1
-    )
+    return size_bytes >= WORKER_FILE_BYTES and may_fork()
 
 
 class Worker:
@@ -60,7 +53,7 @@ class Worker:
     def __init__(self, capture: Capture, options: ReadOptions) -> None:
         self._options = options
         self._slots = [mmap.mmap(-1, _SLOT_BYTES) for _ in range(_SLOTS)]
-        self._pipe, theirs = pipe()
+        self._pipe, theirs = socket.socketpair()
         self._outcome: Outcome | None = None
         self._pid = os.fork()
         if self._pid == 0:
@@ -69,14 +62,14 @@ class Worker:
         theirs.close()
 
     def chunks(self) -> Iterator[Prepared]:
-        """Give the packets, in file order for each point. The arrays are copies.
+        """Give the packets, in file order for each point. Arrays of rows hold until the next chunk is asked for.
 
         Raises whatever the worker raised, and NattraceError when it was killed.
         """
         handles = np.empty(0, np.uint32)
         while True:
             try:
-                kind, payload = pickle.loads(self._pipe.recv_bytes())  # noqa: S301 - our own child wrote it
+                kind, payload = pickle.loads(_receive(self._pipe))  # noqa: S301 - our own child wrote it
             except (EOFError, OSError) as error:
                 raise NattraceError("a worker process was killed; memory may be short") from error
             if kind == "error":
@@ -87,12 +80,12 @@ class Worker:
             slot, layout, point, size_bytes, addresses = payload
             if addresses:
                 handles = np.concatenate([handles, self._options.book.extend(addresses)])
-            columns = _read(self._slots[slot], layout)
-            with suppress(OSError):  # a worker that is done waits for no slot any more
-                self._pipe.send_bytes(b"\0")
-            prepared = _assemble(point, size_bytes, columns)
+            prepared = _assemble(point, size_bytes, _read(self._slots[slot], layout))
             _translate(prepared, handles)
             yield prepared
+            del prepared  # the slot is free again: whoever took the chunk has copied it
+            with suppress(OSError):  # a worker that is done waits for no slot any more
+                self._pipe.send(b"\0")
 
     def outcome(self) -> Outcome:
         """Return what is known at the end."""
@@ -106,10 +99,11 @@ class Worker:
             os.waitpid(self._pid, 0)  # it ends by itself: its pipe is closed
             self._pid = 0
         for slot in self._slots:
-            slot.close()
+            with suppress(BufferError):  # a chunk was left unread: its memory goes when it does
+                slot.close()
 
 
-def _work(capture: Capture, options: ReadOptions, connection: Connection, slots: list[mmap.mmap]) -> None:
+def _work(capture: Capture, options: ReadOptions, connection: socket.socket, slots: list[mmap.mmap]) -> None:
     """Run in the child: prepare, write chunks into the slots in turn, never return."""
     code = 0
     try:
@@ -118,25 +112,45 @@ def _work(capture: Capture, options: ReadOptions, connection: Connection, slots:
         sent = 0
         for prepared in preparation.chunks():
             if sent >= _SLOTS:
-                connection.recv_bytes()  # the slot to be used next has been read
+                _exactly(connection, 1)  # the slot to be used next has been read
             slot = sent % _SLOTS
             layout = _write(slots[slot], _columns(prepared))
             new = options.book.addresses(known)
             known += len(new)
             message = (slot, layout, prepared.point, prepared.size_bytes, new)
-            connection.send_bytes(pickle.dumps(("chunk", message), protocol=5))
+            _send(connection, ("chunk", message))
             sent += 1
-        connection.send_bytes(pickle.dumps(("end", preparation.outcome()), protocol=5))
+        _send(connection, ("end", preparation.outcome()))
     except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
         code = 1  # the parent has gone or does not want more
     except BaseException as error:  # noqa: BLE001 - the parent raises it
         code = 1
         try:
-            connection.send_bytes(pickle.dumps(("error", error), protocol=5))
+            _send(connection, ("error", error))
         except Exception:  # noqa: BLE001 - an error that cannot be pickled, or nobody listens
             code = 2
     finally:
         os._exit(code)
+
+
+def _send(connection: socket.socket, message: object) -> None:
+    data = pickle.dumps(message, protocol=5)
+    connection.sendall(len(data).to_bytes(8, "little") + data)
+
+
+def _receive(connection: socket.socket) -> bytes:
+    return _exactly(connection, int.from_bytes(_exactly(connection, 8), "little"))
+
+
+def _exactly(connection: socket.socket, size: int) -> bytes:
+    """Read so many bytes; EOFError when the other side has gone."""
+    parts = bytearray()
+    while len(parts) < size:
+        part = connection.recv(min(size - len(parts), 2**20))
+        if not part:
+            raise EOFError
+        parts += part
+    return bytes(parts)
 
 
 _Layout = list[tuple[str, str, int, int]]  #: column, dtype, offset, rows
@@ -149,7 +163,7 @@ def _columns(prepared: Prepared) -> dict[str, NDArray[Any]]:
     return columns
 
 
-_ROW_COLUMNS = tuple(f.name for f in fields(Rows) if f.name != "table")
+_ROW_COLUMNS = tuple(f.name for f in fields(Rows) if f.name not in ("table", "said"))
 
 
 def _write(slot: mmap.mmap, columns: dict[str, NDArray[Any]]) -> _Layout | bytes:
@@ -168,7 +182,7 @@ def _write(slot: mmap.mmap, columns: dict[str, NDArray[Any]]) -> _Layout | bytes
 def _read(slot: mmap.mmap, layout: _Layout | bytes) -> dict[str, NDArray[Any]]:
     if isinstance(layout, bytes):
         return cast("dict[str, NDArray[Any]]", pickle.loads(layout))  # noqa: S301 - our own child wrote it
-    return {name: np.ndarray(size, dtype, slot, start).copy() for name, dtype, start, size in layout}
+    return {name: np.ndarray(size, dtype, slot, start) for name, dtype, start, size in layout}
 
 
 def _assemble(point: int, size_bytes: int, columns: dict[str, NDArray[Any]]) -> Prepared:
@@ -176,7 +190,7 @@ def _assemble(point: int, size_bytes: int, columns: dict[str, NDArray[Any]]) -> 
         return {k.removeprefix(prefix): v for k, v in columns.items() if k.startswith(prefix)}
 
     rows = Rows(PacketTable(**part("table.")), **part("rows."))
-    return Prepared(point, rows, Flows(**part("flows.")), size_bytes)
+    return Prepared(point, rows, Flows(**{name: column.copy() for name, column in part("flows.").items()}), size_bytes)
 
 
 def _translate(prepared: Prepared, handles: NDArray[np.uint32]) -> None:

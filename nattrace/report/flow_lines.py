@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nattrace.forking import lines_of_both, may_fork
 from nattrace.nat.conversations import STATUS_NAMES, changed_fields, nat_kind
 from nattrace.report.escape import json_string
 from nattrace.table import ICMP, ICMPV6, PORTED, protocol_name
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 #: Flows turned into text at a time.
 _BLOCK = 4096
 
+#: Flows from which on two processes write them faster than one.
+_WORTH_A_FORK = 16_384
+
 _UNMEASURED = '"measurable": false, "min_ns": null, "median_ns": null, "p99_ns": null, "max_ns": null'
 
 
@@ -35,8 +39,15 @@ def flow_lines(
     quoted = [json_string(name) for name in names]
     dated = [name not in undated for name in names]
     text = lru_cache(maxsize=262_144)(book.text)
-    for start in range(0, len(c), _BLOCK):
-        yield from _block(c, start, min(start + _BLOCK, len(c)), quoted, dated, text)
+
+    def some(start: int, stop: int) -> Iterator[str]:
+        for low in range(start, stop, _BLOCK):
+            yield from _block(c, low, min(low + _BLOCK, stop), quoted, dated, text)
+
+    half = len(c) // 2
+    if len(c) >= _WORTH_A_FORK and may_fork():
+        return lines_of_both(lambda: some(0, half), lambda: some(half, len(c)))
+    return some(0, len(c))
 
 
 def _block(

@@ -1,0 +1,1 @@
+"""The benchmark of nattrace: run `python bench/bench.py`."""
