@@ -71,6 +71,8 @@ def main() -> None:
         _measure(chosen)
     except RunFailedError as error:
         raise SystemExit(f"bench: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 def _measure(chosen: argparse.Namespace) -> None:
@@ -201,7 +203,9 @@ def _print_costs(costs: dict[str, list[Cost]]) -> None:
             f"{name:<36}{_wall(runs):>9.3f}{min(cost.wall_s for cost in runs):>9.3f}{_cpu(runs):>9.3f}"
             f"{_megabytes(max(cost.peak_bytes for cost in runs)):>9}  {ratio}"
         )
-    print(f"peak MB: largest single process, {_megabytes(run([['true']], ROOT).peak_bytes)} at the least")
+    print(
+        f"peak MB: largest single process, {_megabytes(run([[sys.executable, '-c', 'pass']], ROOT).peak_bytes)} at the least"
+    )
 
 
 def _growth(name: str, small: Path, large: Path, factor: int, rounds: int) -> None:

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 def may_fork() -> bool:
     """Say whether a second process would be safe (no threads) and of use (a second processor)."""
-    return (
-        sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1 and threading.active_count() == 1
-    )
+    return sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1 and threading.active_count() == 1
 
 
 def lines_of_both(first: Callable[[], Iterator[str]], second: Callable[[], Iterator[str]]) -> Iterator[str]:
@@ -33,7 +31,7 @@ def lines_of_both(first: Callable[[], Iterator[str]], second: Callable[[], Itera
     if child == 0:
         code = 1
         try:
-            with open(store, "w", encoding="ascii", newline="\n", closefd=False) as stream:  # noqa: PTH123 - a descriptor
+            with open(store, "w", encoding="ascii", newline="\n", closefd=False) as stream:
                 for line in second():
                     stream.write(line)
                     stream.write("\n")
@@ -48,7 +46,7 @@ def lines_of_both(first: Callable[[], Iterator[str]], second: Callable[[], Itera
             yield from second()
             return
         os.lseek(store, 0, os.SEEK_SET)
-        with open(store, encoding="ascii", newline="\n", closefd=False) as stream:  # noqa: PTH123
+        with open(store, encoding="ascii", newline="\n", closefd=False) as stream:
             for line in stream:
                 yield line[:-1]
     finally:

@@ -5,7 +5,6 @@ Every step is a function from plain data to plain data; this module only puts th
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -24,6 +23,7 @@ from nattrace.report_object import FlowSequence, Report
 from nattrace.rewrites import Rewrites, Spool
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Sequence
 
     from nattrace.ingest import PointInfo, Source
@@ -67,7 +67,9 @@ def analyze(
     options.comparable_content = not any(getattr(capture, "printed", False) for capture in captures)
 
     spool = Spool() if rows else None
-    matcher = Matcher(options.book, _keep_rows(spool) if spool is not None else None)
+    matcher = Matcher(options.book)
+    if spool is not None:
+        _keep_rows(matcher, spool)
     infos, set_aside = take_in(
         captures, sizes, options, matcher, _Progress(progress, sum(sizes)) if progress is not None else None
     )
@@ -92,16 +94,22 @@ def analyze(
             book=options.book,
             edges=found.edges,
             reasons=found.reasons,
+            flow_rows=found.flow_rows,
         ),
     )
 
 
-def _keep_rows(spool: Spool) -> Callable[[int, int, PairState], None]:
+def _keep_rows(matcher: Matcher, spool: Spool) -> None:
+    """Have everything that the matcher decides about packets put aside for `Report.rewrites`."""
+
     def on_pair(i: int, j: int, pair: PairState) -> None:
         pair.on_match = lambda a, b, edge, flags: spool.add_matched((i, j), a, b, edge, flags)
-        pair.on_unmatched = lambda side, rows, _reason: spool.add_unmatched((i, j), side, rows)
+        pair.on_unmatched = lambda side, rows, near: spool.add_unmatched(
+            (i, j)[side], (i, j)[1 - side], rows, near
+        )
 
-    return on_pair
+    matcher.on_pair = on_pair
+    matcher.on_lonely = lambda point, rows: spool.add_unmatched(point, point, rows, None)
 
 
 def _point(info: PointInfo, name: str, reference: str) -> Point:

@@ -177,7 +177,7 @@ class FlowSequence(Sequence[Flow]):
                         ambiguous[1],
                         Latency(True, *latency[1]) if measurable[1] else _UNMEASURED,
                     ),
-                )  # fmt: skip
+                )
             )
         return translations, crossings, to_points
 

@@ -8,7 +8,6 @@ and rows are given out in the order of time. This module never decides anything.
 from __future__ import annotations
 
 import pickle
-import tempfile
 import weakref
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,9 +17,9 @@ import numpy as np
 
 from nattrace.match import evidence
 from nattrace.match.keys import has_ports, icmp_query_rows
-from nattrace.model import Rewrite, Sighting, Unmatched
+from nattrace.model import PacketRef, Rewrite, Sighting, Unmatched
 from nattrace.nat.conversations import nat_kind
-from nattrace.nat.hops import REASON_NAMES
+from nattrace.nat.hops import AMBIGUOUS, REASON_NAMES
 from nattrace.table import ICMP, ICMPV6, TCP, PacketTable, protocol_name
 
 if TYPE_CHECKING:
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nattrace.match.rows import Rows
+    from nattrace.model import Direction
     from nattrace.nat.conversations import Conversations
     from nattrace.table import AddressBook
 
@@ -48,13 +48,14 @@ _TCP_FLAG_LETTERS = "FSRP.UEWe"  # bit order; tcpdump prints them in this order
 class _Block:
     """Matched pairs of one step (b set), or unmatched packets of one point (b None)."""
 
-    pair: tuple[int, int]
-    side: int
+    pair: tuple[int, int]  #: the two points; for unmatched packets their own point and the other one
     a: dict[str, NDArray[Any]]
     b: dict[str, NDArray[Any]] | None
     link: NDArray[np.int64]  #: partial edge; for unmatched packets the running packet number
     backward: NDArray[np.bool_]
-    flags: NDArray[np.uint16]
+    flags: NDArray[np.uint16]  #: for unmatched packets nothing
+    flow: NDArray[np.int64] | None = None  #: for unmatched packets their partial flow
+    near: NDArray[np.uint32] | None = None  #: (rows, n) frames of candidates at the other point, 0 for none
 
     def size_bytes(self) -> int:
         columns = [*self.a.values(), *(self.b.values() if self.b is not None else ())]
@@ -78,12 +79,15 @@ class Spool:
         self, pair: tuple[int, int], a: Rows, b: Rows, edge: NDArray[np.int64], flags: NDArray[np.uint16]
     ) -> None:
         """Keep matched packets."""
-        self._add(_Block(pair, 0, _columns(a.table), _columns(b.table), edge, a.backward, flags))
+        self._add(_Block(pair, _columns(a.table), _columns(b.table), edge, a.backward, flags))
 
-    def add_unmatched(self, pair: tuple[int, int], side: int, rows: Rows) -> None:
-        """Keep packets that stayed unmatched between two points."""
-        none = np.zeros(len(rows), np.uint16)
-        self._add(_Block(pair, side, _columns(rows.table), None, rows.number, rows.backward, none))
+    def add_unmatched(self, point: int, other: int, rows: Rows, near: NDArray[np.uint32] | None) -> None:
+        """Keep packets of a point that stayed unmatched at the other one, and the frames they could be."""
+        none = np.zeros(0, np.uint16)
+        block = _Block(
+            (point, other), _columns(rows.table), None, rows.number, rows.backward, none, rows.flow, near
+        )
+        self._add(block)
 
     def _add(self, block: _Block) -> None:
         if not block.link.size:
@@ -98,6 +102,8 @@ class Spool:
             self._write(block)
 
     def _spill(self) -> None:
+        import tempfile  # noqa: PLC0415 - small captures never need it
+
         self._file = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115 - closed with the spool
         weakref.finalize(self, self._file.close)
         held, self._memory, self._index = self._memory, [], []
@@ -142,6 +148,8 @@ class Rewrites:
     edges: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]]
     #: point to the reason code of each packet number, 0 for matched ones
     reasons: dict[int, NDArray[np.uint8]]
+    #: point to the conversation row of each partial flow
+    flow_rows: dict[int, NDArray[np.int64]]
 
     def __iter__(self) -> Iterator[Rewrite]:
         """Give the rewritten packets."""
@@ -219,18 +227,37 @@ class Rewrites:
         self, block: _Block, told: dict[int, set[int]]
     ) -> Iterator[tuple[tuple[int, ...], Unmatched]]:
         """Give packets that no pair of points matched, once each."""
-        point = block.pair[block.side]
+        point, other = block.pair
         reason = self.reasons[point][block.link]
         rows = np.flatnonzero(reason)
         seen = told.setdefault(point, set())
         sightings = self._sightings(block.a, rows, point)
-        for sighting, row in zip(sightings, rows.tolist(), strict=True):
+        assert block.flow is not None
+        c = self.conversations
+        flow = self.flow_rows[point][block.flow[rows]]
+        known = np.maximum(flow, 0)
+        starts = (flow >= 0) & (c.point[known] == point)
+        opens = block.a["src"][rows] == c.initiator.src[known]
+        opens &= block.a["sport"][rows] == c.initiator.sport[known]
+        about = zip(flow.tolist(), starts.tolist(), opens.tolist(), strict=True)
+        for sighting, row, (number, at_start, opening) in zip(sightings, rows.tolist(), about, strict=True):
+            direction: Direction | None = None
+            if at_start:
+                direction = "original" if opening else "reply"
             if sighting.frame in seen:
                 continue
             seen.add(sighting.frame)
+            code = int(reason[row])
+            near = block.near[row].tolist() if block.near is not None and code == AMBIGUOUS else ()
             yield (
                 (int(block.a["time_ns"][row]), 0, sighting.frame, point),
-                Unmatched(None, None, REASON_NAMES[int(reason[row])], sighting),
+                Unmatched(
+                    flow=number + 1 if number >= 0 else None,
+                    direction=direction,
+                    reason=REASON_NAMES[code],
+                    packet=sighting,
+                    candidates=tuple(PacketRef(self.names[other], frame) for frame in near if frame),
+                ),
             )
 
     def _sightings(

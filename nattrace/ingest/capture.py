@@ -41,12 +41,14 @@ class InputStream(io.RawIOBase):
         """Take a source; closing this stream closes `owned`, which is None for what the caller opened."""
         super().__init__()
         self._owned = owned
-        self._source = source
         self._label = label
         head = bytearray(SNIFF_BYTES)
         size = 0
         try:
-            while size < SNIFF_BYTES and (got := source.readinto(memoryview(head)[size:])):
+            # One read of the system at a time: a buffered reader's readinto waits until it is full, and an
+            # interrupt that arrives between two of its reads waits with it.
+            self._read = getattr(source, "readinto1", source.readinto)
+            while size < SNIFF_BYTES and (got := self._read(memoryview(head)[size:])):
                 size += got
         except (OSError, ValueError, AttributeError) as error:
             raise InputError(f"{label}: cannot be read: {error}") from error
@@ -61,7 +63,7 @@ class InputStream(io.RawIOBase):
         """Fill the buffer: from the first bytes while there are some, then from the file."""
         target = memoryview(buffer).cast("B")  # type: ignore[arg-type]
         if not self._pending:
-            return self._source.readinto(target)
+            return cast("int | None", self._read(target))
         size = min(len(target), len(self._pending))
         target[:size] = self._pending[:size]
         self._pending = self._pending[size:]

@@ -38,6 +38,17 @@ KNOWN_LINK_TYPES: Final = RAW_TYPES | {
     LINUX_SLL2,
 }
 
+#: Bytes before the IP header where nothing lies between: what a snaplen leaves of a packet is less these.
+LINK_HEADER_BYTES: Final = dict.fromkeys(RAW_TYPES, 0) | {
+    NULL: 4,
+    ETHERNET: 14,
+    PPP_HDLC: 4,
+    C_HDLC: 4,
+    LOOP: 4,
+    LINUX_SLL: 16,
+    LINUX_SLL2: 20,
+}
+
 #: VLAN tags, PPPoE, PPP, LLC and MPLS headers that are followed in one frame. Two VLAN tags and PPPoE are
 #: common, providers stack some six labels; what nests deeper than this is an attack on the reader.
 LINK_DEPTH_LIMIT: Final = 16

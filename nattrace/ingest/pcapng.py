@@ -354,7 +354,7 @@ class PcapngReader:
             total = int(drops[known & (interface == number)].sum(dtype=np.int64))
             self._points.count_drops(found, (found.dropped or 0) + total)
 
-    def _packet_options(  # noqa: PLR0917 - columns, one each
+    def _packet_options(
         self,
         at: NDArray[np.int64],
         lengths: NDArray[np.int64],

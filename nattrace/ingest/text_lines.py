@@ -77,8 +77,9 @@ def read_packet(text: str) -> Printed | str:
         reason = read_ip(text[start.end() :], printed, 6 if six else 4)
         if reason is None:
             return printed
-        if found == "not-ip":
-            found = reason  # the outermost header says what is wrong
+        if text.startswith("(", start.end()) or ADDRESSES.match(text, start.end()) is not None:
+            return reason  # the outermost header: what may follow is inside a tunnel
+        found = reason
     return found
 
 

@@ -70,7 +70,7 @@ def edge_keys(
     if not flow_a.size:
         return np.empty(0, np.uint64)
     base_a, base_b = flow_a.min(), flow_b.min()
-    key = (flow_a - base_a).astype(np.uint64)
+    key: NDArray[np.uint64] = (flow_a - base_a).astype(np.uint64)
     width = max(int(flow_b.max() - base_b).bit_length(), 1)
     used = width + max(int(flow_a.max() - base_a).bit_length(), 1) + 1
     key <<= np.uint64(width)

@@ -6,7 +6,6 @@ however different the captures' rates are.
 
 from __future__ import annotations
 
-from collections import Counter
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from nattrace.match.prepare import Preparation
 from nattrace.match.workers import Worker, worthwhile
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable, Iterator, Sequence
 
     from nattrace.ingest.source import Capture, PointInfo, ReadOptions

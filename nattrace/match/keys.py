@@ -80,7 +80,10 @@ def packet_keys(table: PacketTable) -> tuple[NDArray[np.uint64], NDArray[np.uint
     word |= ack
     word *= M1
     word ^= word >> _S29
-    other = (table.payload_length.astype(np.uint64) << _S32) | (flags.astype(np.uint64) << _S16) | window
+    other: NDArray[np.uint64] = table.payload_length.astype(np.uint64)
+    other <<= _S32
+    other |= flags.astype(np.uint64) << _S16
+    other |= window
     other ^= table.protocol.astype(np.uint64) << _S48
     place = table.fragment & np.uint16(FRAGMENT_OFFSET | MORE_FRAGMENTS)
     if place.any():
@@ -89,7 +92,7 @@ def packet_keys(table: PacketTable) -> tuple[NDArray[np.uint64], NDArray[np.uint
     word ^= other
     word ^= table.content_hash
     content = mix(word)
-    exact = content ^ (table.ip_id.astype(np.uint64) + np.uint64(1)) * M1
+    exact: NDArray[np.uint64] = content ^ (table.ip_id.astype(np.uint64) + np.uint64(1)) * M1
     return content, mix(exact)
 
 

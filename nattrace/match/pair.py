@@ -61,6 +61,9 @@ _FLOOR_NS = 1_000
 #: Latencies of elected pairs teach only up to this many medians; jitter on one host stays below.
 _TYPICAL_FACTOR = 4
 
+#: Candidates named for an ambiguous packet.
+CANDIDATES = 4
+
 #: Latencies kept to learn what is usual between two points.
 _SAMPLE = 4_096
 
@@ -122,7 +125,8 @@ class PairState:
     usual_count: int = 0
     #: called with every accepted set of pairs: (rows a, rows b, partial edge indices, flags)
     on_match: Callable[[Rows, Rows, NDArray[np.int64], NDArray[np.uint16]], None] | None = None
-    on_unmatched: Callable[[int, Rows, NDArray[np.uint8]], None] | None = None
+    #: called with packets that stay unmatched: (side, rows, frames of candidates or None), see `_candidates`
+    on_unmatched: Callable[[int, Rows, NDArray[np.uint32] | None], None] | None = None
 
     # -- learning ------------------------------------------------------------------------------------
 
@@ -246,8 +250,10 @@ class PairState:
         """Return how many rows wait on the fuller side."""
         return max(sum(map(len, self.waiting_a)), sum(map(len, self.waiting_b)))
 
-    def give_up(self, side: int, rows: Rows, reason: NDArray[np.uint8]) -> None:
-        """Record packets that stay unmatched."""
+    def give_up(
+        self, side: int, rows: Rows, reason: NDArray[np.uint8], near: NDArray[np.uint32] | None = None
+    ) -> None:
+        """Record packets that stay unmatched, with the frames of their candidates where they have some."""
         if not len(rows):
             return
         record = Unmatched(
@@ -255,7 +261,7 @@ class PairState:
         )  # fmt: skip
         (self.unmatched_a if side == 0 else self.unmatched_b).append(record)
         if self.on_unmatched is not None:
-            self.on_unmatched(side, rows, reason)
+            self.on_unmatched(side, rows, near)
 
     def resolve(
         self, flows_a: NDArray[np.int64], flows_b: NDArray[np.int64]
@@ -286,8 +292,9 @@ class PairState:
                 matched_a.append(rows_a.number[found.a])
                 matched_b.append(rows_b.number[found.b])
         rest_a, rest_b = rows_a.take(~done_a), rows_b.take(~done_b)
-        self.give_up(0, rest_a, _tied(rest_a, rest_b))
-        self.give_up(1, rest_b, _tied(rest_b, rest_a))
+        named = self.on_unmatched is not None
+        self.give_up(0, rest_a, _tied(rest_a, rest_b), _candidates(rest_a, rest_b) if named else None)
+        self.give_up(1, rest_b, _tied(rest_b, rest_a), _candidates(rest_b, rest_a) if named else None)
         none = [np.empty(0, np.int64)]
         return np.concatenate(matched_a + none), np.concatenate(matched_b + none)
 
@@ -322,7 +329,7 @@ class PairState:
                     floor_ns=_FLOOR_NS,
                     margin=_MARGIN,
                     rounds=1,
-                )  # fmt: skip
+                )
             )
         both = np.unique(np.concatenate([np.stack(p) for p in pairs], axis=1), axis=1)
         a, b = both[0], both[1]
@@ -343,9 +350,16 @@ class PairState:
         total_b = np.bincount(votes.flow_b, count, int(votes.flow_b.max()) + 1)[votes.flow_b]
         elected = (weight >= _VOTE_BITS) & (count >= _VOTE_PACKETS)
         elected &= (count >= _VOTE_SHARE * total_a) & (count >= _VOTE_SHARE * total_b)
+        # what an elected binding says of times comes from its typical pairs only, see `_typical`
+        voters = np.flatnonzero(elected[member])
+        voters = voters[_typical(delta[voters])]
         if self.reach_ns() is None:
-            self.learn(_typical(delta[elected[member]]))
-        return votes.take(elected)
+            self.learn(delta[voters])
+        member, backward = member[voters], backward[voters]
+        return group_edges(
+            votes.flow_a[member], votes.flow_b[member], votes.swap[member], backward, time[voters],
+            np.zeros(voters.size, np.int64), delta[voters], flags[voters],
+        )[0]  # fmt: skip
 
     def _by_binding(
         self,
@@ -419,9 +433,7 @@ def _distinct(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.flatnonzero(telling & ~rows.common[chosen])
 
 
-def _without(
-    rows: NDArray[np.int64], chosen: NDArray[np.int64], total: int
-) -> NDArray[np.int64]:
+def _without(rows: NDArray[np.int64], chosen: NDArray[np.int64], total: int) -> NDArray[np.int64]:
     """Return `rows` (ascending indices below `total`) without the chosen ones."""
     mask = np.zeros(total, np.bool_)
     mask[rows] = True
@@ -429,12 +441,11 @@ def _without(
     return np.flatnonzero(mask)
 
 
-def _typical(deltas: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the latencies that are not far above the median: an election tolerates some wrong votes."""
+def _typical(deltas: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which latencies are not far above the median: an election tolerates some wrong votes."""
     apart = np.abs(deltas)
-    if not apart.size:
-        return deltas
-    result: NDArray[np.int64] = deltas[apart <= _TYPICAL_FACTOR * np.median(apart)]
+    limit = _TYPICAL_FACTOR * np.median(apart) if apart.size else 0
+    result: NDArray[np.bool_] = apart <= limit
     return result
 
 
@@ -467,6 +478,7 @@ def edge_of(
         t = time_ns[several]
         covering = np.zeros(several.size, np.int64)
         choice = np.full(several.size, -1, np.int64)
+        ends = last[low[several]]
         for step in range(int((high - low).max())):
             slot = low[several] + step
             valid = slot < high[several]
@@ -474,11 +486,9 @@ def edge_of(
             inside = valid & (first[slot] <= t) & (t <= last[slot])
             covering += inside
             choice = np.where(inside, order[slot], choice)
+            # edges of a flow are in order of their first packet; their last packets need not be
+            ends = np.where(valid, np.maximum(ends, last[slot]), ends)
         result[several] = np.where(covering == 1, choice, -1)
-        # edges of a flow are in order of their first packet; their last packets need not be
-        ends = np.maximum.reduceat(last, np.unique(low[several]))[
-            np.unique(low[several], return_inverse=True)[1]
-        ]
         early, late = t < first[low[several]], t > ends
         result[several[early]] = order[low[several[early]]]
         result[several[late]] = order[high[several[late]] - 1]
@@ -492,17 +502,41 @@ def _usual_delta(edges: Edges, edge: NDArray[np.int64], backward: NDArray[np.boo
     return np.where(count > 0, total // np.maximum(count, 1), 0)
 
 
+def _tie_keys(rows: Rows, others: Rows, end: str) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return keys of both sides that are equal where two packets could be one, with `end` untouched."""
+    without_ids = not rows.table.ip_id.any() or not others.table.ip_id.any()
+
+    def keys(r: Rows) -> NDArray[np.uint64]:
+        by = np.where((r.table.ip_id != 0) & (not without_ids), r.exact, r.content)
+        return mix(by ^ (getattr(r.table, end).astype(np.uint64) + np.uint64(1)) * M1)
+
+    return keys(rows), keys(others)
+
+
 def _tied(rows: Rows, others: Rows) -> NDArray[np.uint8]:
     """Return TIED for rows that still have a believable candidate among `others`, else ABSENT."""
-    tied = np.zeros(len(rows), np.uint8)
-    if not len(rows) or not len(others):
-        return tied
-    without_ids = not rows.table.ip_id.any() or not others.table.ip_id.any()
-    for end in ("src", "dst"):
-        own, their = (
-            np.where((r.table.ip_id != 0) & (not without_ids), r.exact, r.content)
-            ^ (getattr(r.table, end).astype(np.uint64) + np.uint64(1)) * M1
-            for r in (rows, others)
-        )
-        tied |= np.isin(own, their)
+    tied = np.full(len(rows), ABSENT, np.uint8)
+    if len(rows) and len(others):
+        for end in ("src", "dst"):
+            own, their = _tie_keys(rows, others, end)
+            tied[np.isin(own, their)] = TIED
     return tied
+
+
+def _candidates(rows: Rows, others: Rows) -> NDArray[np.uint32]:
+    """Return the frames of the first CANDIDATES packets that each row could be; shape (rows, CANDIDATES).
+
+    0 fills the places of rows that have fewer.
+    """
+    frames = np.zeros((len(rows), CANDIDATES), np.uint32)
+    if not len(rows) or not len(others):
+        return frames
+    for end in ("dst", "src"):
+        own, their = _tie_keys(rows, others, end)
+        order = np.argsort(their, kind="stable")
+        low, high = (np.searchsorted(their, own, side, sorter=order) for side in ("left", "right"))
+        empty = frames[:, 0] == 0
+        for place in range(CANDIDATES):
+            there = empty & (low + place < high)
+            frames[there, place] = others.table.frame[order[(low + place)[there]]]
+    return frames

@@ -59,7 +59,6 @@ class Rows:
         """Return the given rows: indices or a mask."""
         return Rows(self.table.take(rows), *(getattr(self, name)[rows] for name in _EXTRA))
 
-
     def columns(self) -> list[NDArray[Any]]:
         """Return all columns, those of the packet table first."""
         return [getattr(self.table, name) for name in COLUMNS] + [getattr(self, name) for name in _EXTRA]

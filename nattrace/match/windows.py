@@ -55,6 +55,7 @@ class Matcher:
 
     book: AddressBook
     on_pair: Callable[[int, int, PairState], None] | None = None  #: told of every new pair of points
+    on_lonely: Callable[[int, Rows], None] | None = None  #: given the packets of points without a second one
     points: list[PointState] = field(default_factory=list)
     pairs: dict[tuple[int, int], PairState] = field(default_factory=dict)
 
@@ -143,7 +144,10 @@ class Matcher:
             pair.settle(1, rows[j], open_b & leaving[j], rows[i].content[open_a])
             if horizon_ns is not None and pair.waiting_rows() > WAITING_LIMIT:
                 self._resolve(i, j)
+        compared = {point for pair_of_points in self.pairs for point in pair_of_points}
         for n, state in enumerate(self.points):
+            if n not in compared and self.on_lonely is not None:
+                self.on_lonely(n, rows[n].take(np.flatnonzero(leaving[n])))
             stay = np.flatnonzero(~(leaving[n] | self._done(n, state)))
             state.window.keep(stay)
             state.paired = state.paired[:, stay]

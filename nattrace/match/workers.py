@@ -109,8 +109,7 @@ def _work(capture: Capture, options: ReadOptions, connection: socket.socket, slo
     try:
         preparation = Preparation(capture, options)
         known = 0
-        sent = 0
-        for prepared in preparation.chunks():
+        for sent, prepared in enumerate(preparation.chunks()):
             if sent >= _SLOTS:
                 _exactly(connection, 1)  # the slot to be used next has been read
             slot = sent % _SLOTS
@@ -119,7 +118,6 @@ def _work(capture: Capture, options: ReadOptions, connection: socket.socket, slo
             known += len(new)
             message = (slot, layout, prepared.point, prepared.size_bytes, new)
             _send(connection, ("chunk", message))
-            sent += 1
         _send(connection, ("end", preparation.outcome()))
     except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
         code = 1  # the parent has gone or does not want more
@@ -190,7 +188,9 @@ def _assemble(point: int, size_bytes: int, columns: dict[str, NDArray[Any]]) -> 
         return {k.removeprefix(prefix): v for k, v in columns.items() if k.startswith(prefix)}
 
     rows = Rows(PacketTable(**part("table.")), **part("rows."))
-    return Prepared(point, rows, Flows(**{name: column.copy() for name, column in part("flows.").items()}), size_bytes)
+    return Prepared(
+        point, rows, Flows(**{name: column.copy() for name, column in part("flows.").items()}), size_bytes
+    )
 
 
 def _translate(prepared: Prepared, handles: NDArray[np.uint32]) -> None:
@@ -199,7 +199,7 @@ def _translate(prepared: Prepared, handles: NDArray[np.uint32]) -> None:
         (prepared.rows.table, ("src", "dst")),
         (prepared.flows, ("low_address", "high_address")),
     ):
-        v6 = columns.version == 6  # type: ignore[attr-defined]
+        v6 = columns.version == 6
         if v6.any():
             for name in names:
                 column = getattr(columns, name)

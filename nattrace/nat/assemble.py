@@ -32,6 +32,7 @@ class Assembly:
     conversations: Conversations
     edges: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]]  #: see `Rewrites.edges`
     reasons: dict[int, NDArray[np.uint8]]  #: reason code of every packet number, 0 for matched
+    flow_rows: dict[int, NDArray[np.int64]]  #: conversation row of every partial flow
     matched: list[int]
     unmatched: list[Counter[str]]
 
@@ -60,17 +61,32 @@ def assemble(matcher: Matcher, infos: Sequence[PointInfo], book: AddressBook) ->
     reasons: dict[int, NDArray[np.uint8]] = {}
     matched: list[int] = []
     unmatched: list[Counter[str]] = []
-    for point, state in enumerate(matcher.points):
-        reason = np.full(state.decoded, ONE_SIDED, np.uint8)
-        for number, code in conversations.counts.reasons.get(point, ()):
-            np.maximum.at(reason, number, code)
-        for number in state.matched:
-            reason[number] = 0
+    for point, at in enumerate(matcher.points):
+        reason = np.full(at.decoded, ONE_SIDED, np.uint8)
+        for numbers, codes in conversations.counts.reasons.get(point, ()):
+            np.maximum.at(reason, numbers, codes)
+        for numbers in at.matched:
+            reason[numbers] = 0
         reasons[point] = reason
         count = np.bincount(reason, minlength=max(REASON_NAMES) + 1)
         matched.append(int(count[0]))
         unmatched.append(Counter({name: int(count[c]) for c, name in REASON_NAMES.items() if count[c]}))
-    return Assembly(conversations, edges, reasons, matched, unmatched)
+    flow_rows = {
+        point: _conversation_of(conversations, point, len(flow))[member]
+        for point, (flow, member) in enumerate(merged)
+    }
+    return Assembly(conversations, edges, reasons, flow_rows, matched, unmatched)
+
+
+def _conversation_of(c: Conversations, point: int, flows: int) -> NDArray[np.int64]:
+    """Return the (first) conversation row of every merged flow at a point."""
+    rows = np.full(flows, -1, np.int64)
+    for at, flow in ((c.hops.to_point, c.hops.to_flow), (c.hops.from_point, c.hops.from_flow)):
+        here = np.flatnonzero(at == point)
+        rows[flow[here]] = c.flow_of_hop[here]
+    starting = np.flatnonzero(c.point == point)[::-1]
+    rows[c.flow[starting]] = starting
+    return rows
 
 
 def _evidence(

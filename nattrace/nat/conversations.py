@@ -42,7 +42,7 @@ class Tuples:
     sport: NDArray[np.uint16]
     dport: NDArray[np.uint16]
 
-    def take(self, rows: NDArray[Any]) -> Tuples:
+    def take(self, rows: NDArray[Any] | slice) -> Tuples:
         """Return the given rows."""
         return Tuples(self.src[rows], self.dst[rows], self.sport[rows], self.dport[rows])
 
@@ -55,6 +55,7 @@ class Conversations:
     protocol: NDArray[np.uint8]
     status: NDArray[np.int8]
     point: NDArray[np.int64]  #: path[0]
+    flow: NDArray[np.int64]  #: merged flow index at path[0]
     initiator: Tuples  #: as first sent, at path[0]
     packets_original: NDArray[np.int64]  #: at path[0]
     packets_reply: NDArray[np.int64]
@@ -120,6 +121,7 @@ def build(
         protocol=np.concatenate([protocol[head], lonely.protocol]),
         status=status,
         point=np.concatenate([hops.from_point[head], lonely_point]),
+        flow=np.concatenate([hops.from_flow[head], lonely_flow]),
         initiator=Tuples(
             *(
                 np.concatenate([getattr(first_hop, f), getattr(lonely.tuples, f)])
@@ -196,7 +198,8 @@ def _changed(before: Tuples, after: Tuples, protocol: NDArray[np.uint8]) -> NDAr
     port, other_port = before.sport != after.sport, before.dport != after.dport
     bits = (before.src != after.src) * CHANGED_SRC + (before.dst != after.dst) * CHANGED_DST
     bits += np.where(icmp, port * CHANGED_ID, port * CHANGED_SPORT + other_port * CHANGED_DPORT)
-    return bits.astype(np.uint8)
+    result: NDArray[np.uint8] = bits.astype(np.uint8)
+    return result
 
 
 def nat_kind(changed: int) -> str | None:
@@ -248,7 +251,7 @@ def _lonely_columns(
                 np.where(forward, at.backward[rows], at.forward[rows]),
                 at.first_ns[rows],
                 at.last_ns[rows],
-            )  # fmt: skip
+            )
         )
 
     def joined(get: Any) -> Any:
@@ -328,7 +331,7 @@ def _lonely_status(
 
 
 def _in_order(c: Conversations, length: NDArray[np.int64], book: AddressBook) -> Conversations:
-    """Number the conversations by their first packet, then by addresses as numbers, never by input order."""
+    """Return the conversations in the order of their ids: by first packet, then by addresses as numbers."""
     src_rank = book.rank(c.version, c.initiator.src)
     dst_rank = book.rank(c.version, c.initiator.dst)
     out = np.zeros((4, len(c)), np.int64)
@@ -353,7 +356,7 @@ def _in_order(c: Conversations, length: NDArray[np.int64], book: AddressBook) ->
     owner = np.repeat(np.arange(order.size), new_length)
     flow_of_hop[steps[::-1]] = owner[::-1]
     return Conversations(
-        version=c.version[order], protocol=c.protocol[order], status=c.status[order], point=c.point[order],
+        version=c.version[order], protocol=c.protocol[order], status=c.status[order], point=c.point[order], flow=c.flow[order],
         initiator=c.initiator.take(order), packets_original=c.packets_original[order],
         packets_reply=c.packets_reply[order], first_ns=c.first_ns[order], last_ns=c.last_ns[order],
         hop_start=start, steps=steps, hops=c.hops, before=c.before, after=c.after,

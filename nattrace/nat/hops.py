@@ -43,7 +43,7 @@ class Coverage:
 
     def sure(self, point: int, time_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Say for each instant whether the point was capturing before and after it."""
-        inside = (time_ns > self.first_ns[point]) & (time_ns < self.last_ns[point])
+        inside: NDArray[np.bool_] = (time_ns > self.first_ns[point]) & (time_ns < self.last_ns[point])
         return inside & bool(self.complete[point])
 
 

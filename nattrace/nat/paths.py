@@ -8,7 +8,7 @@ clock; where the points are bridged and TTL is silent, request-before-reply orde
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -82,7 +82,7 @@ def opening_side(flows: Flows) -> NDArray[np.bool_]:
 
 def direct(pairs: Mapping[tuple[int, int], Edges], flows: Sequence[Flows]) -> Hops:
     """Give every edge its direction and drop those that skip a point. Pairs are numbered in sorted order."""
-    columns: list[tuple[NDArray[np.int64], ...]] = []
+    columns: list[tuple[NDArray[Any], ...]] = []
     for number, (i, j) in enumerate(sorted(pairs)):
         edges = pairs[i, j]
         if not len(edges):
@@ -103,7 +103,7 @@ def direct(pairs: Mapping[tuple[int, int], Edges], flows: Sequence[Flows]) -> Ho
                 edges.swap,
                 edges.first_ns,
                 edges.last_ns,
-            )  # fmt: skip
+            )
         )
     if not columns:
         none = np.empty(0, np.int64)
@@ -137,7 +137,7 @@ def _directions(edges: Edges, at_a: Flows, at_b: Flows) -> tuple[NDArray[np.bool
 
 
 def _nodes(point: NDArray[np.int64], flow: NDArray[np.int64], flows: Sequence[Flows]) -> NDArray[np.int64]:
-    """Number (point, flow) pairs through all points."""
+    """Return one number for each (point, flow), running through all points."""
     base = np.concatenate([[0], np.cumsum([len(f) for f in flows])]).astype(np.int64)
     return base[point] + flow
 

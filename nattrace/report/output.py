@@ -8,7 +8,6 @@ file that somebody else may have put in its way, and never replaces a device or 
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,7 +36,7 @@ def whole_file(path: str | Path) -> Iterator[TextIO]:
             yield stream
         return
     # The target's own name may be as long as a name can be (255 bytes), so it is no part of this one.
-    temporary = target.parent / f".nattrace-{secrets.token_hex(8)}.tmp"
+    temporary = target.parent / f".nattrace-{os.urandom(8).hex()}.tmp"
     # O_EXCL: the name is new, and nobody else's link.
     with _errors_naming(path):
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)

@@ -207,7 +207,10 @@ def _findings(findings: Sequence[Finding]) -> Iterator[tuple[str, str]]:
         if named:
             yield "", f"packets {human.listed(named, PACKETS_NAMED)}"
         if finding.advice:
-            yield "", f"try: {terminal(finding.advice)}"
+            # advice is nattrace's own text: its line breaks are commands to be copied one by one
+            first, *more = finding.advice.split("\n")
+            yield "", f"try: {terminal(first)}"
+            yield from (("", f"     {terminal(line)}") for line in more)
     hidden = len(ordered) - FINDINGS_SHOWN
     if hidden > 0:
         yield "", f"... {human.count(hidden, 'more finding')}: -f json has all"

@@ -56,7 +56,7 @@ ODD_LINKS = [
     TESTS / "e1000g.pcap",  # Solaris IPNET
     TESTS / "ieee802.11_htc.pcap",  # radiotap
     TESTS / "ipoib.pcap",
-    TESTS / "llc.pcap",  # FDDI
+    TRACES / "llc.pcap",  # FDDI
     TESTS / "nflog.pcap",
     TRACES / "wlanmon.pcap",  # IEEE 802.11
 ]
@@ -89,14 +89,17 @@ def test_addresses_and_ports_are_tsharks(path: Path) -> None:
         "-o",
         "ip.defragment:FALSE",
     ]
-    shown = subprocess.run(
+    # no check: tshark exits with 2 after the last packet of a file that ends inside a record, as llc.pcap does
+    done = subprocess.run(
         [*command, *(word for field in fields for word in ("-e", field))],
         capture_output=True,
         text=True,
-        check=True,
-    ).stdout.splitlines()
+        check=False,
+    )
+    shown = done.stdout.splitlines()
     points, table, options = read(path)
     assert sum(p.packets for p in points) == len(shown)
+    assert [p.truncated for p in points] == [done.returncode != 0] * len(points)
     rows = {int(frame): row for row, frame in enumerate(table.frame)}
     compared = 0
     for line in shown:

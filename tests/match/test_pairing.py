@@ -14,7 +14,6 @@ from nattrace.match.pairing import group_ids, nearest_pairs, unique_pairs
 SPREAD = 0x9E3779B97F4A7C15
 KEYS = st.lists(st.integers(0, 12).map(lambda n: n * SPREAD % 2**64), max_size=30)
 LOW_KEYS = st.lists(st.one_of(st.integers(0, 40), st.integers(2**64 - 5, 2**64 - 1)), max_size=30)
-TIMES = st.integers(0, 60)
 
 
 def keys(values: list[int]) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
@@ -91,7 +90,12 @@ def one_round(
 
 
 def nearest_pairs_twin(
-    a: list[tuple[int, int]], b: list[tuple[int, int]], window_ns: int, floor_ns: int, margin: int, rounds: int
+    a: list[tuple[int, int]],
+    b: list[tuple[int, int]],
+    window_ns: int,
+    floor_ns: int,
+    margin: int,
+    rounds: int,
 ) -> set[tuple[int, int]]:
     found: set[tuple[int, int]] = set()
     rest_a, rest_b = list(range(len(a))), list(range(len(b)))
@@ -112,7 +116,12 @@ ROWS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 300)), max_size=9)
 @settings(deadline=None, derandomize=True, max_examples=400)
 @given(ROWS, ROWS, st.integers(1, 80), st.integers(1, 6), st.integers(2, 8), st.integers(1, 3))
 def test_nearest_pairs_are_mutual_and_without_a_near_rival(
-    a: list[tuple[int, int]], b: list[tuple[int, int]], window_ns: int, floor_ns: int, margin: int, rounds: int
+    a: list[tuple[int, int]],
+    b: list[tuple[int, int]],
+    window_ns: int,
+    floor_ns: int,
+    margin: int,
+    rounds: int,
 ) -> None:
     columns = [np.array([row[n] for row in rows], np.int64) for rows in (a, b) for n in (0, 1)]
     found_a, found_b = nearest_pairs(
