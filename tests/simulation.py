@@ -222,8 +222,7 @@ def _packet(
             sport=source.port, dport=target.port, seq=seq, ack=ack, flags=flags, win=501, data=payload
         )
     else:
-        upper = dpkt.sctp.SCTP(sport=source.port, dport=target.port, vtag=c.tag)
-        upper.chunks = [dpkt.sctp.Chunk(type=0, flags=3, len=4 + len(payload), data=payload)]
+        upper = _sctp(source.port, target.port, c.tag, payload)
     if c.version == 4:
         packet = dpkt.ip.IP(src=source.address, dst=target.address, p=number, ttl=ttl, id=ip_id, data=upper)
         packet.len = len(packet)
@@ -233,6 +232,14 @@ def _packet(
         )
         packet.extension_hdrs = {}
     return bytes(packet)
+
+
+def _sctp(sport: int, dport: int, tag: int, payload: bytes) -> bytes:
+    """Return an SCTP packet with one chunk (RFC 9260 section 3); dpkt's own class pads no chunk."""
+    chunk = struct.pack(">BBH", 0, 3, 4 + len(payload)) + payload + b"\0" * (-len(payload) % 4)
+    header = struct.pack(">HHI", sport, dport, tag)
+    crc = dpkt.crc32c.done(dpkt.crc32c.add(0xFFFFFFFF, header + b"\0" * 4 + chunk))
+    return header + struct.pack(">I", crc) + chunk
 
 
 def _ethernet(packet: bytes) -> bytes:

@@ -57,13 +57,12 @@ def protocol_number(words: str) -> int | None:
 
 _ICMP_NUMBER = re.compile(r"type-#(\d{1,3})\b", re.ASCII)
 
-#: What follows "ICMP " (print-icmp.c), longest first where one is the beginning of another.
+#: What follows "ICMP " (print-icmp.c). Information and address mask messages (types 15 to 18) have an id that
+#: tcpdump does not print: they stay unknown.
 _ICMP_STARTS: tuple[tuple[str, int, int], ...] = (
     ("echo reply", 0, 0), ("source quench", 4, 0), ("echo request", 8, 0), ("router advertisement", 9, 0),
     ("router solicitation", 10, 0), ("time exceeded in-transit", 11, 0), ("ip reassembly time exceeded", 11, 1),
     ("parameter problem", 12, 0), ("time stamp query", 13, 0), ("time stamp reply", 14, 0),
-    ("information request", 15, 0), ("information reply", 16, 0), ("address mask request", 17, 0),
-    ("address mask is", 18, 0),
 )  # fmt: skip
 #: What an ICMP unreachable ends with, and its code (RFC 792, RFC 1812 section 5.2.7.1); the first hit counts.
 _UNREACHABLE_ENDS: tuple[tuple[str, int], ...] = (
@@ -105,12 +104,13 @@ def icmp_type_code(words: str) -> tuple[int, int] | None:
 _ICMPV6_STARTS: tuple[tuple[str, int, int], ...] = (
     ("echo request", 128, 0), ("echo reply", 129, 0),
     ("destination unreachable, unreachable route", 1, 0),
-    ("destination unreachable, unreachable prohibited", 1, 1),
+    ("destination unreachable,  unreachable prohibited", 1, 1), ("destination unreachable, unreachable prohibited", 1, 1),
     ("destination unreachable, beyond scope", 1, 2),
     ("destination unreachable, unreachable address", 1, 3),
     ("destination unreachable, unreachable port", 1, 4),
     ("destination unreachable", 1, 0), ("packet too big", 2, 0),
-    ("time exceeded in-transit", 3, 0), ("ip reassembly time exceeded", 3, 1), ("parameter problem", 4, 0),
+    ("time exceeded in-transit (reassembly)", 3, 1), ("time exceeded in-transit", 3, 0), ("ip reassembly time exceeded", 3, 1), ("parameter problem, next header", 4, 1),
+    ("parameter problem, option", 4, 2), ("parameter problem", 4, 0),
     ("multicast listener query", 130, 0), ("multicast listener report v2", 143, 0),
     ("multicast listener report", 131, 0), ("multicast listener done", 132, 0),
     ("router solicitation", 133, 0), ("router advertisement", 134, 0), ("neighbor solicitation", 135, 0),

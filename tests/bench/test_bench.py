@@ -284,7 +284,6 @@ def test_the_command_measures_everything_and_keeps_the_captures(tmp_path: Path) 
 def test_missing_tools_are_left_out_and_said(tmp_path: Path) -> None:
     arguments = ["bench/bench.py", "--packets", "100", "--rounds", "1", "--data", str(tmp_path)]
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "true").symlink_to(shutil.which("true") or "/bin/true")
     done = _python(*arguments, env={**os.environ, "PATH": str(tmp_path / "bin")})
     assert done.returncode == 0, done.stderr
     for tool in ("tshark", "tcpdump", "capinfos"):

@@ -287,6 +287,38 @@ def test_nanoseconds_are_kept(pcap: Path) -> None:
 
 
 @needs_tcpdump
+@pytest.mark.parametrize("flags", ["-n", "-n -v -e"])
+def test_icmp_types_and_codes_are_read_from_words(tmp_path: Path, flags: str) -> None:
+    quoted = ip4(dpkt.udp.UDP(sport=5000, dport=6000, ulen=8), UDP, A, FAR, id=6, ttl=1)
+    kinds = [(3, code) for code in range(16)] + [
+        (4, 0),
+        *((5, code) for code in range(4)),
+        (11, 0),
+        (11, 1),
+        (12, 0),
+    ]
+    kinds6 = [(1, code) for code in range(5)] + [(2, 0), (3, 0), (3, 1), (4, 0), (4, 1), (4, 2)]
+    quoted6 = ip6(dpkt.udp.UDP(sport=5000, dport=6000, ulen=8), UDP)
+    packets = [
+        ip4(bytes([kind, code, 0, 0]) + b"\x0a\x00\x00\x01" + quoted, ICMP, FAR, A, id=1)
+        for kind, code in kinds
+    ]
+    packets += [ip6(bytes([kind, code, 0, 0, 0, 0, 5, 0]) + quoted6, 58, FAR6, A6) for kind, code in kinds6]
+    packets += [ip4(bytes([kind, 0, 0, 0, 1, 2, 3, 4]) + bytes(12), ICMP, FAR, A, id=1) for kind in (13, 14)]
+    path = tmp_path / "icmp.pcap"
+    with path.open("wb") as file:
+        writer = dpkt.pcap.Writer(file)
+        for packet in packets:
+            writer.writepkt(ether(packet), 0)
+    points, table, _ = read(printed(path, *flags.split()))
+    assert points[0].skipped == Counter()
+    got = list(zip(table.icmp_type.tolist(), table.icmp_code.tolist(), strict=True))
+    assert got == [*kinds, *kinds6, (13, 0), (14, 0)]
+    assert table.sport[-2:].tolist() == [0x0102] * 2
+    assert table.seq[-2:].tolist() == [0x0304] * 2
+
+
+@needs_tcpdump
 def test_a_correct_tcp_checksum_gives_the_residual_of_the_bytes(pcap: Path) -> None:
     _, text, _ = read(printed(pcap, "-n", "-v"))
     _, dump, _ = read(printed(pcap, "-n", "-x"))
