@@ -40,6 +40,11 @@ _NEIGHBOUR_PREFIX = {4: 16, 6: 64}
 
 #: What Linux accepts as an interface name (dev_valid_name), narrowed to what needs no second look in a shell.
 _INTERFACE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,14}", re.ASCII)
+#: Point names that are surely interfaces, even if they come from a file name.
+_FAMILIAR_NAME = re.compile(
+    r"(?:docker|br|virbr|lxcbr|lxdbr|cni|podman|eth|wlan|bond|tun|tap|wg|ppp)\d{1,3}|br-[a-z0-9]{2,12}|(?:veth|en|wl|ww)[a-z0-9]{0,10}\d[a-z0-9]{0,4}",
+    re.ASCII,
+)
 
 #: Destinations named in one finding: more make no filter that anyone would type.
 MAX_DESTINATIONS = 3
@@ -117,12 +122,13 @@ def _no_outside(points: Sequence[Point], side: _Side) -> Finding:
     )
     target = str(remotes[0])
     expression = shlex.quote(_filter(side, remotes))
-    here, file = _capture_names(point, "INSIDE")
+    setting, here, file = _capture_names(point, "INSIDE")
     advice = [
         "find the interface with that route (it need not be called eth0): it is the word after dev in",
         f"  ip route get {target}",
         "put its name into IFACE, start both captures, repeat the traffic, then stop them with kill %1 %2:",
         "  IFACE=...",
+        *setting,
         f"  {_TCPDUMP} -i {here} -w {file} {expression} &",
         f'  {_TCPDUMP} -i "$IFACE" -w "$IFACE.pcap" {expression} &',
         f'  nattrace analyze {file} "$IFACE.pcap"',
@@ -138,7 +144,7 @@ def _no_outside(points: Sequence[Point], side: _Side) -> Finding:
 
 def _no_inside(point: Point, side: _Side) -> Finding:
     expression = shlex.quote(_filter(side, side.far_ends()))
-    here, file = _capture_names(point, "OUTSIDE")
+    setting, here, file = _capture_names(point, "OUTSIDE")
     message = (
         f"captured at {_printable(point.name)} only, and only public addresses show there: if NAT put one of them "
         "in, the private address behind it shows at an inside point (docker0, a bridge br-..., the interface of "
@@ -149,6 +155,7 @@ def _no_inside(point: Point, side: _Side) -> Finding:
         "  ip -brief address show type bridge",
         "put its name into IFACE, start both captures, repeat the traffic, then stop them with kill %1 %2:",
         "  IFACE=docker0",
+        *setting,
         f'  {_TCPDUMP} -i "$IFACE" -w "$IFACE.pcap" {expression} &',
         f"  {_TCPDUMP} -i {here} -w {file} {expression} &",
         f'  nattrace analyze "$IFACE.pcap" {file}',
@@ -199,17 +206,22 @@ def _filter(side: _Side, remotes: Sequence[Address]) -> str:
 
 
 def _interface(point: Point) -> str | None:
-    """Return the interface to capture on again, None if neither its name nor the point's can be one."""
-    for name in (point.interface, point.name):
-        if name is not None and name != "any" and _INTERFACE_NAME.fullmatch(name):
-            return name
-    return None
+    """Return the interface to capture on again, None if it is not known: a file may be called anything."""
+    if (
+        point.interface is not None
+        and point.interface != "any"
+        and _INTERFACE_NAME.fullmatch(point.interface)
+    ):
+        return point.interface
+    return point.name if _FAMILIAR_NAME.fullmatch(point.name) else None
 
 
-def _capture_names(point: Point, fallback: str) -> tuple[str, str]:
-    """Return the interface and the file to name on a command line, quoted."""
-    name = _interface(point) or f"{fallback}_INTERFACE"
-    return shlex.quote(name), shlex.quote(f"{name.replace(':', '_')}.pcap")
+def _capture_names(point: Point, variable: str) -> tuple[list[str], str, str]:
+    """Return the lines that set `variable` if need be, and interface and file as words for a shell."""
+    name = _interface(point)
+    if name is None:
+        return [f"  {variable}=..."], f'"${variable}"', f'"${variable}.pcap"'
+    return [], shlex.quote(name), shlex.quote(f"{name.replace(':', '_')}.pcap")
 
 
 def _printable(name: str) -> str:

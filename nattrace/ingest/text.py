@@ -365,8 +365,8 @@ def _stem(label: str) -> str:
 
 
 def _printable(interface: str) -> str | None:
-    """Return an interface name, or None if no interface can be called that."""
-    return interface if interface.isprintable() and interface != "-" else None
+    """Return an interface name, or None if no interface can be called that; tcpdump prints ? for unknown."""
+    return interface if interface.isprintable() and interface not in ("-", "?") else None
 
 
 def _residual(packet: Printed) -> int:

@@ -41,24 +41,45 @@ class FirstFragments:
         first = np.flatnonzero((offset == 0) & ((table.fragment & np.uint16(MORE_FRAGMENTS)) != 0))
         if not later.size and not first.size:
             return orphan
-        if first.size:
-            # newest first, so that a reused identification means its latest datagram
-            newest = first[::-1]
-            self._key = np.concatenate([_datagram_key(table, newest), self._key])[:_REMEMBERED]
-            self._sport = np.concatenate([table.sport[newest], self._sport])[:_REMEMBERED]
-            self._dport = np.concatenate([table.dport[newest], self._dport])[:_REMEMBERED]
-            self._icmp_type = np.concatenate([table.icmp_type[newest], self._icmp_type])[:_REMEMBERED]
-        if later.size:
-            keys, place = np.unique(self._key, return_index=True)
-            wanted = _datagram_key(table, later)
-            spot = np.minimum(np.searchsorted(keys, wanted), max(keys.size - 1, 0))
-            known = keys[spot] == wanted if keys.size else np.zeros(later.size, np.bool_)
-            source = place[spot[known]] if keys.size else spot[known]
-            table.sport[later[known]] = self._sport[source]
-            table.dport[later[known]] = self._dport[source]
-            table.icmp_type[later[known]] = self._icmp_type[source]
+        # what is remembered comes before the table's first row, oldest first
+        place = np.concatenate([np.arange(-self._key.size, 0), first])
+        self._key = np.concatenate([self._key, _datagram_key(table, first)])
+        self._sport = np.concatenate([self._sport, table.sport[first]])
+        self._dport = np.concatenate([self._dport, table.dport[first]])
+        self._icmp_type = np.concatenate([self._icmp_type, table.icmp_type[first]])
+        if later.size and place.size:
+            source = self._sources(place, later, _datagram_key(table, later))
+            known = source >= 0
+            table.sport[later[known]] = self._sport[source[known]]
+            table.dport[later[known]] = self._dport[source[known]]
+            table.icmp_type[later[known]] = self._icmp_type[source[known]]
             orphan[later[~known]] = True
+        else:
+            orphan[later] = True
+        for name in ("_key", "_sport", "_dport", "_icmp_type"):
+            setattr(self, name, getattr(self, name)[-_REMEMBERED:])
         return orphan
+
+    def _sources(
+        self, place: NDArray[np.int64], later: NDArray[np.int64], wanted: NDArray[np.uint64]
+    ) -> NDArray[np.int64]:
+        """Return which first fragment each later one belongs to, -1 for none.
+
+        An identification is used again and again: the latest first fragment before the row is meant, or
+        the earliest one after it where fragments were reordered. `place` is the row of each first fragment.
+        """
+        keys, datagram = np.unique(self._key, return_inverse=True)
+        span = int(max(place[-1], later[-1])) + 1 - int(min(place[0], 0))
+        code = datagram.reshape(-1) * span + (place - min(place[0], 0))
+        order = np.argsort(code)
+        code = code[order]
+        group = np.minimum(np.searchsorted(keys, wanted), keys.size - 1)
+        spot = np.searchsorted(code, group * span + (later - min(place[0], 0)), "right") - 1
+        spot += (spot < 0) | (code[spot] // span != group)
+        result: NDArray[np.int64] = np.where(
+            keys[group] == wanted, order[np.minimum(spot, code.size - 1)], -1
+        )
+        return result
 
 
 def _datagram_key(table: PacketTable, rows: NDArray[np.int64]) -> NDArray[np.uint64]:

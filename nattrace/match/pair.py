@@ -18,7 +18,7 @@ from nattrace.match.edges import Edges, group_edges, merge_edges
 from nattrace.match.keys import M1, commonplace_keys, mix
 from nattrace.match.pairing import group_ids, nearest_pairs, unique_pairs
 from nattrace.match.rows import Rows
-from nattrace.table import TCP
+from nattrace.table import FRAGMENT_OFFSET, MORE_FRAGMENTS, TCP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -85,22 +85,30 @@ class Unmatched:
     time_ns: NDArray[np.int64]
     backward: NDArray[np.bool_]
     number: NDArray[np.int64]
-    frame: NDArray[np.uint32]
     reason: NDArray[np.uint8]
+    seq: NDArray[np.uint32]  #: TCP sequence number
+    data: NDArray[np.uint32]  #: TCP payload bytes; 0 for other protocols
+    ip_id: NDArray[np.uint32]
+    fragment: NDArray[np.bool_]  #: one of several fragments
 
     @classmethod
     def concatenate(cls, parts: Sequence[Unmatched], flows: NDArray[np.int64]) -> Unmatched:
         """Return all packets of the parts; `flows` says which merged flow each partial flow became."""
-        none = (
-            np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.bool_), np.empty(0, np.int64),
-            np.empty(0, np.uint32), np.empty(0, np.uint8),
-        )  # fmt: skip
-        columns = (f.name for f in fields(cls))
+        kinds = {
+            "backward": np.bool_,
+            "reason": np.uint8,
+            "seq": np.uint32,
+            "data": np.uint32,
+            "ip_id": np.uint32,
+            "fragment": np.bool_,
+        }
         joined = cls(
-            *(
-                np.concatenate([*(getattr(p, c) for p in parts), n])
-                for c, n in zip(columns, none, strict=True)
-            )
+            **{
+                f.name: np.concatenate(
+                    [*(getattr(p, f.name) for p in parts), np.empty(0, kinds.get(f.name, np.int64))]
+                )
+                for f in fields(cls)
+            }
         )
         joined.flow = flows[joined.flow]
         return joined
@@ -256,9 +264,19 @@ class PairState:
         """Record packets that stay unmatched, with the frames of their candidates where they have some."""
         if not len(rows):
             return
+        table = rows.table
+        tcp = table.protocol == TCP
         record = Unmatched(
-            rows.flow, rows.table.time_ns, rows.backward, rows.number, rows.table.frame, reason
-        )  # fmt: skip
+            flow=rows.flow,
+            time_ns=table.time_ns,
+            backward=rows.backward,
+            number=rows.number,
+            reason=reason,
+            seq=table.seq,
+            data=np.where(tcp, table.payload_length, np.uint32(0)),
+            ip_id=table.ip_id,
+            fragment=(table.fragment & np.uint16(MORE_FRAGMENTS | FRAGMENT_OFFSET)) != 0,
+        )
         (self.unmatched_a if side == 0 else self.unmatched_b).append(record)
         if self.on_unmatched is not None:
             self.on_unmatched(side, rows, near)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nattrace.match.pair import TIED, edge_of
+from nattrace.nat.resized import resized
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,12 +24,13 @@ if TYPE_CHECKING:
     from nattrace.nat.paths import Hops
 
 #: Codes of `HopCounts.reasons`: why a packet has no crossing; where several pairs speak, the highest holds.
-ONE_SIDED, NOT_SEEN_UPSTREAM, UNKNOWABLE, LOST, AMBIGUOUS = 1, 2, 3, 4, 5
+ONE_SIDED, NOT_SEEN_UPSTREAM, UNKNOWABLE, LOST, RESIZED, AMBIGUOUS = 1, 2, 3, 4, 5, 6
 REASON_NAMES = {
     ONE_SIDED: "one-sided",
     NOT_SEEN_UPSTREAM: "not-seen-upstream",
     UNKNOWABLE: "unknowable",
     LOST: "lost",
+    RESIZED: "resized",
     AMBIGUOUS: "ambiguous",
 }
 
@@ -99,10 +101,13 @@ def count_hops(hops: Hops, pairs: Mapping[tuple[int, int], PairEvidence], covera
         hop_of_edge[hops.edge[mine]] = mine
         _matched(counts, hops, mine, pair.edges)
         _latencies(counts, hops, hop_of_edge, pair)
-        for side, (point, other) in enumerate(((i, j), (j, i))):
-            record = pair.unmatched[side]
-            if record.flow.size:
-                _missing(counts, hops, hop_of_edge, pair, record, side, point, other, coverage)
+        first, second = pair.unmatched
+        places = [_place(hops, hop_of_edge, pair.edges, pair.unmatched[side], side) for side in (0, 1)]
+        lanes = [place.lane() for place in places]
+        for side, (own, other, point, far) in enumerate(((first, second, i, j), (second, first, j, i))):
+            if own.flow.size:
+                changed_size = resized(own, lanes[side], other, lanes[1 - side])
+                _missing(counts, pair, own, places[side], changed_size, point, far, coverage)
     return counts
 
 
@@ -149,49 +154,75 @@ def _latencies(counts: HopCounts, hops: Hops, hop_of_edge: NDArray[np.int64], pa
     counts.measurable[lanes >> 1, lanes & 1] = (low >= 0) & (high > 0)
 
 
+@dataclass(slots=True)
+class _Placed:
+    """Where the unmatched packets of one side belong.
+
+    `hop` is -1 for none; `sending` tells packets sent into the hop at this point from those that should have
+    arrived from it.
+    """
+
+    hop: NDArray[np.int64]
+    reply: NDArray[np.bool_]
+    sending: NDArray[np.bool_]
+    at_to: NDArray[np.bool_]
+    unsure: NDArray[np.bool_]  #: the flow has several bindings, and no saying which of them the packet used
+
+    def lane(self) -> NDArray[np.int64]:
+        """Return one number for each hop and direction; -1 where there is none."""
+        return np.where(self.hop >= 0, self.hop * 2 + self.reply, -1)
+
+
+def _place(hops: Hops, hop_of_edge: NDArray[np.int64], edges: Edges, record: Unmatched, side: int) -> _Placed:
+    edge_flow = edges.flow_a if side == 0 else edges.flow_b
+    edge = edge_of(record.flow, record.time_ns, edge_flow, edges)
+    hop = np.where(edge >= 0, hop_of_edge[np.maximum(edge, 0)], -1) if len(edges) else edge
+    if not len(hops):
+        nowhere = np.zeros(hop.size, np.bool_)
+        return _Placed(hop, nowhere, nowhere, nowhere, nowhere)
+    h = np.maximum(hop, 0)
+    reverse, swap = hops.reverse[h], hops.swap[h]
+    forward = hops.forward[h] ^ (swap & (reverse if side == 0 else ~reverse))
+    reply = record.backward == forward
+    at_to = reverse if side == 0 else ~reverse
+    unsure = (edge < 0) & np.isin(record.flow, edge_flow)
+    return _Placed(hop, reply, reply == at_to, at_to, unsure)
+
+
 def _missing(
     counts: HopCounts,
-    hops: Hops,
-    hop_of_edge: NDArray[np.int64],
     pair: PairEvidence,
     record: Unmatched,
-    side: int,
+    place: _Placed,
+    changed_size: NDArray[np.bool_],
     point: int,
     other: int,
     coverage: Coverage,
 ) -> None:
     """Say why the unmatched packets of one side have no match, and count them where they belong."""
-    edges = pair.edges
-    edge_flow = edges.flow_a if side == 0 else edges.flow_b
-    tied = record.reason == TIED
-    edge = edge_of(record.flow, record.time_ns, edge_flow, edges)
-    hop = np.where(edge >= 0, hop_of_edge[np.maximum(edge, 0)], -1) if len(edges) else edge
+    tied = (record.reason == TIED) | place.unsure
     reason = np.where(tied, AMBIGUOUS, ONE_SIDED).astype(np.uint8)
-    # a flow with several bindings, and no saying which of them this packet used
-    reason[(edge < 0) & np.isin(record.flow, edge_flow)] = AMBIGUOUS
-    rows = np.flatnonzero(hop >= 0)
+    rows = np.flatnonzero(place.hop >= 0)
     if rows.size:
-        h = hop[rows]
-        reverse, swap = hops.reverse[h], hops.swap[h]
-        forward = hops.forward[h] ^ (swap & (reverse if side == 0 else ~reverse))
-        reply = record.backward[rows] == forward
-        at_to = reverse if side == 0 else ~reverse
-        sending = reply == at_to
-        covered = coverage.sure(other, record.time_ns[rows]) & coverage.sure(
-            other, record.time_ns[rows] + pair.margin_ns
-        )
+        time = record.time_ns[rows]
+        covered = coverage.sure(other, time) & coverage.sure(other, time + pair.margin_ns)
+        sending = place.sending[rows]
         verdict = np.where(covered, LOST, UNKNOWABLE)
         verdict = np.where(sending, verdict, NOT_SEEN_UPSTREAM)
+        verdict = np.where(changed_size[rows], RESIZED, verdict)
         verdict = np.where(tied[rows], AMBIGUOUS, verdict)
         reason[rows] = verdict
-        direction = reply.astype(np.int64)
+        hop, direction = place.hop[rows], place.reply[rows].astype(np.int64)
         for code, column in (
-            (LOST, counts.lost), (UNKNOWABLE, counts.unknowable), (AMBIGUOUS, counts.ambiguous),
-        ):  # fmt: skip
+            (LOST, counts.lost),
+            (UNKNOWABLE, counts.unknowable),
+            (RESIZED, counts.unknowable),
+            (AMBIGUOUS, counts.ambiguous),
+        ):
             chosen = (verdict == code) & sending
-            np.add.at(column, (h[chosen], direction[chosen]), 1)
+            np.add.at(column, (hop[chosen], direction[chosen]), 1)
         idle = ~sending
-        np.add.at(counts.unseen, (h[idle], at_to[idle].astype(np.int64), direction[idle]), 1)
+        np.add.at(counts.unseen, (hop[idle], place.at_to[rows][idle].astype(np.int64), direction[idle]), 1)
     counts.reasons.setdefault(point, []).append((record.number, reason))
     if tied.any():
         known = counts.tied_flows.get(point, np.empty(0, np.int64))

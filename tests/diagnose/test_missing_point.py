@@ -157,9 +157,19 @@ def test_the_busiest_destinations_come_first_and_few_are_named() -> None:
 def test_hostile_names_stay_out_of_the_command_lines(name: str) -> None:
     found = missing_point([point(name, name)], [flow(1, "172.17.0.3", "9.9.9.9", name)])[0]
     assert found.advice is not None
-    assert commands(found.advice)[2][5] == "INSIDE_INTERFACE"
-    assert found.advice.count("\n") == 6
+    assert commands(found.advice)[2] == ["INSIDE=..."]
+    assert commands(found.advice)[3][5:8] == ["$INSIDE", "-w", "$INSIDE.pcap"]
+    assert found.advice.count("\n") == 7
     assert re.fullmatch(r"[ -~]+", found.message.replace("é", "e"))
+
+
+def test_a_file_name_is_not_taken_for_an_interface() -> None:
+    found = missing_point([point("capture1")], [flow(1, "172.17.0.3", "9.9.9.9", "capture1")])[0]
+    assert commands(found.advice)[3][5] == "$INSIDE"
+    found = missing_point([point("br-d430eab46516")], [flow(1, "172.17.0.3", "9.9.9.9", "br-d430eab46516")])[
+        0
+    ]
+    assert commands(found.advice)[2][5] == "br-d430eab46516"
 
 
 def test_hostile_addresses_are_left_out() -> None:

@@ -83,9 +83,7 @@ def ether(packet: bytes, vlan: int | None = None) -> bytes:
     return bytes.fromhex("0242ac110002 0242b3898bc7".replace(" ", "")) + tag + kind + packet
 
 
-def tcp(  # noqa: PLR0917 - in the order of the header
-    sport: int, dport: int, seq: int, ack: int, flags: int, data: bytes = b"", opts: bytes = b""
-) -> Any:
+def tcp(sport: int, dport: int, seq: int, ack: int, flags: int, data: bytes = b"", opts: bytes = b"") -> Any:
     return dpkt.tcp.TCP(
         sport=sport,
         dport=dport,
