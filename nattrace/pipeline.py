@@ -15,6 +15,7 @@ from nattrace import __version__
 from nattrace.diagnose import diagnose
 from nattrace.errors import UsageError
 from nattrace.ingest import ReadOptions, open_capture, parse_sources, unique_names
+from nattrace.ingest.capture import FileCapture
 from nattrace.match.intake import take_in
 from nattrace.match.windows import Matcher
 from nattrace.model import Accounting, Clock, Point
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
-    from nattrace.ingest import PointInfo, Source
+    from nattrace.ingest import Capture, PointInfo, Source
     from nattrace.match.pair import PairState
     from nattrace.nat.assemble import Assembly
+
+_DAY_NS = 86_400 * 10**9
 
 
 def analyze(
@@ -65,6 +68,8 @@ def analyze(
     captures, sizes = [capture for capture, _ in opened], [size for _, size in opened]
     options.comparable_bytes = min(capture.comparable_bytes() for capture in captures)
     options.comparable_content = not any(getattr(capture, "printed", False) for capture in captures)
+
+    options.day_ns = _first_day_ns(captures)
 
     spool = Spool() if rows else None
     matcher = Matcher(options.book)
@@ -146,6 +151,18 @@ def _accounting(infos: Sequence[PointInfo], set_aside: Sequence[Counter[str]], f
         unmatched=dict(unmatched),
         skipped=dict(skipped),
     )
+
+
+def _first_day_ns(captures: Sequence[Capture]) -> int:
+    """Return the day on which the earliest capture with dates begins; 0 when there is none."""
+    times = [
+        int(records.time_ns[0])
+        for capture in captures
+        if isinstance(capture, FileCapture)
+        for records in capture.first_records()
+        if records.time_ns.size and records.time_ns[0] > 0
+    ]
+    return min(times, default=0) // _DAY_NS * _DAY_NS
 
 
 def _size_bytes(source: Source) -> int:

@@ -38,6 +38,8 @@ class ReadOptions:
     comparable_bytes: int = 65535
     #: False when one source (printed text) has no bytes at all: then `content_length` is 0 everywhere.
     comparable_content: bool = True
+    #: The day, as ns since 1970, that printed times of day without a date are taken to belong to.
+    day_ns: int = 0
     #: ``native`` or ``tshark``: who decodes link layers that nattrace does not know.
     dissector: str = "native"
 

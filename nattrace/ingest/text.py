@@ -83,6 +83,7 @@ class _Run:
         self.interface = interface
         self.link_type = "UNKNOWN"
         self.snaplen: int | None = None
+        self.mode = mode
         self.clock = PrintedClock(mode)
         self.sequence = SequenceNumbers(absolute=absolute)
         self.stamped: bool | None = None  #: whether its packets carry times; None before the first
@@ -211,6 +212,8 @@ class TextCapture:
         self._finish(options)
         at = self._run.clock.read(stamp)
         time_ns, dated = at if at is not None else (0, False)
+        if not dated and self._run.mode == "time-of-day":
+            time_ns += options.day_ns
         interface = self._run.interface
         column = _COLUMN.match(text)
         if column is not None:

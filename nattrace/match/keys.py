@@ -53,13 +53,16 @@ def mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return value
 
 
-def packet_keys(table: PacketTable) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+def packet_keys(
+    table: PacketTable, *, residuals: bool = True
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Return (exact, content) keys, uint64, one a row.
 
     `content` hashes protocol, payload length, fragment offset, TCP seq, ack, flags and window or ICMP
     type, code, seq and checksum residual, and the content hash. `exact` adds the IP identification,
     which Linux NAT keeps but which may be 0, wrap, or be rewritten by other boxes. TCP fields that the
-    comparable length cuts off at some point of the analysis are left out at every point.
+    comparable length cuts off at some point of the analysis are left out at every point, and without
+    `residuals` so are the checksums, which printed captures lack.
     """
     tcp = table.protocol == TCP
     visible = table.l4_visible
@@ -74,7 +77,8 @@ def packet_keys(table: PacketTable) -> tuple[NDArray[np.uint64], NDArray[np.uint
         icmp = (table.protocol == ICMP) | (table.protocol == ICMPV6)
         if icmp.any():
             # type, code and residual ride where TCP has its acknowledgement number
-            residual = np.where(icmp & table.residual_known, table.residual, np.uint16(0)).astype(np.uint32)
+            summed = icmp & table.residual_known if residuals else np.zeros(len(table), np.bool_)
+            residual = np.where(summed, table.residual, np.uint16(0)).astype(np.uint32)
             kind = (table.icmp_type.astype(np.uint32) << np.uint32(8)) | table.icmp_code
             ack = np.where(icmp, (kind << np.uint32(16)) | residual, ack)
     word |= ack

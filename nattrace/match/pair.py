@@ -330,10 +330,13 @@ class PairState:
         if not free_a.size or not free_b.size:
             return Edges.empty()
         rows_a, rows_b = rows_a.take(free_a), rows_b.take(free_b)
-        pairs: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = [unique_pairs(rows_a.exact, rows_b.exact)]
+        by = "content" if _without_ids(rows_a, rows_b) else "exact"
+        pairs: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = [
+            unique_pairs(getattr(rows_a, by), getattr(rows_b, by))
+        ]
         for end in ("dst", "src"):
             keys = [
-                mix(r.exact ^ (getattr(r.table, end).astype(np.uint64) + np.uint64(1)) * M1)
+                mix(getattr(r, by) ^ (getattr(r.table, end).astype(np.uint64) + np.uint64(1)) * M1)
                 for r in (rows_a, rows_b)
             ]
             group_a, group_b = group_ids(*keys)
@@ -520,9 +523,14 @@ def _usual_delta(edges: Edges, edge: NDArray[np.int64], backward: NDArray[np.boo
     return np.where(count > 0, total // np.maximum(count, 1), 0)
 
 
+def _without_ids(rows: Rows, others: Rows) -> bool:
+    """Say whether one side has no IP identification at all: printed captures, IPv6."""
+    return not rows.table.ip_id.any() or not others.table.ip_id.any()
+
+
 def _tie_keys(rows: Rows, others: Rows, end: str) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Return keys of both sides that are equal where two packets could be one, with `end` untouched."""
-    without_ids = not rows.table.ip_id.any() or not others.table.ip_id.any()
+    without_ids = _without_ids(rows, others)
 
     def keys(r: Rows) -> NDArray[np.uint64]:
         by = np.where((r.table.ip_id != 0) & (not without_ids), r.exact, r.content)

@@ -92,7 +92,11 @@ class Preparation:
         for point, reading in enumerate(self._points):
             if not reading.tables:
                 continue
-            rows = Rows.prepare(PacketTable.concatenate(reading.tables), reading.prepared)
+            rows = Rows.prepare(
+                PacketTable.concatenate(reading.tables),
+                reading.prepared,
+                printed=not self._options.comparable_content,
+            )
             flows, rows.flow = group_flows(rows.table, rows.flow_key, rows.backward)
             size_bytes = reading.size_bytes
             reading.prepared += len(rows)

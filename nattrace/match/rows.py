@@ -35,9 +35,9 @@ class Rows:
         return len(self.table)
 
     @classmethod
-    def prepare(cls, table: PacketTable, first_number: int) -> Rows:
-        """Compute keys for freshly decoded packets."""
-        content, exact = packet_keys(table)
+    def prepare(cls, table: PacketTable, first_number: int, *, printed: bool = False) -> Rows:
+        """Compute keys for freshly decoded packets; `printed` when some point has only printed fields."""
+        content, exact = packet_keys(table, residuals=not printed)
         key, backward = flow_hash(table)
         number = np.arange(first_number, first_number + len(table))
         ungrouped = np.full(len(table), -1, np.int64)
