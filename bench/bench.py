@@ -33,6 +33,12 @@ TRUTH_PACKETS: Final = 200_000
 GROWTH: Final = 10
 IDENTICAL_GROWTH: Final = 4
 
+#: Rounds on the large pairs at most: each takes as long as ten others.
+LARGE_ROUNDS: Final = 3
+
+#: Packets of an average flow, as in bench.traffic, which loads numpy and so stays out of this process.
+PACKETS_PER_FLOW: Final = 20
+
 #: Changed whenever the generator makes other files, so that old ones are not taken for new.
 _GENERATION: Final = 1
 
@@ -88,10 +94,13 @@ def _measure(chosen: argparse.Namespace) -> None:
     together = peak_of_family(nattrace.commands[0], ROOT)
     print(f"\nmemory of nattrace, all its processes together (PSS): {_megabytes(together)} MB")
 
-    _growth("packets all identical", _pair(data, count, identical=True),
+    _growth("all identical", _pair(data, count, identical=True),
             _pair(data, count * IDENTICAL_GROWTH, identical=True), IDENTICAL_GROWTH, chosen.rounds)  # fmt: skip
     if chosen.large:
-        _growth("mixed traffic", pair, _pair(data, count * GROWTH), GROWTH, chosen.rounds)
+        few = min(chosen.rounds, LARGE_ROUNDS)
+        longer = _pair(data, count * GROWTH, flows=max(1, count // PACKETS_PER_FLOW))
+        _growth("same flows", pair, longer, GROWTH, few)
+        _growth(f"{GROWTH} times the flows", pair, _pair(data, count * GROWTH), GROWTH, few)
     _print_accuracy(_pair(data, min(count, TRUTH_PACKETS)))
 
 
@@ -116,14 +125,15 @@ def _arguments() -> argparse.Namespace:
     return chosen
 
 
-def _pair(data: Path, count: int, *, identical: bool = False) -> Path:
+def _pair(data: Path, count: int, *, identical: bool = False, flows: int | None = None) -> Path:
     """Return the folder of a generated pair, which is made when it is not there yet."""
-    folder = data / f"{'identical' if identical else 'mixed'}-{count}-v{_GENERATION}"
+    options = ["--identical"] * identical + (["--flows", str(flows)] if flows else [])
+    kind = "identical" if identical else "mixed" if flows is None else f"mixed-{flows}-flows"
+    folder = data / f"{kind}-{count}-v{_GENERATION}"
     if not (folder / "truth.npz").exists():
         print(f"making {folder.name} ...", flush=True)
-        command = [sys.executable, "-m", "bench.generate", str(count), str(folder)]
-        made = subprocess.run([*command, *["--identical"] * identical], cwd=ROOT, check=False)
-        if made.returncode:
+        command = [sys.executable, "-m", "bench.generate", str(count), str(folder), *options]
+        if subprocess.run(command, cwd=ROOT, check=False).returncode:
             raise SystemExit(f"bench: could not make {folder}")
     return folder
 
@@ -214,7 +224,7 @@ def _growth(name: str, small: Path, large: Path, factor: int, rounds: int) -> No
     costs = _in_turns([Contender("one", one.commands), Contender("many", many.commands)], rounds)
     few, more = costs["one"], costs["many"]
     print(
-        f"\n{name}, {factor} times the packets: {_wall(few):.3f} s to {_wall(more):.3f} s, "
+        f"\n{factor} times the packets, {name}: {_wall(few):.3f} s to {_wall(more):.3f} s, "
         f"{_wall(more) / _wall(few):.2f} times the time (cpu {_cpu(more) / _cpu(few):.2f} times), "
         f"{_megabytes(max(c.peak_bytes for c in few))} MB to {_megabytes(max(c.peak_bytes for c in more))} MB"
     )

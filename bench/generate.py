@@ -30,14 +30,16 @@ SNAPLEN: Final = 96
 FEWEST_FLOWS: Final = 10
 
 
-def generate(count: int, folder: Path, *, identical: bool, snaplen: int, seed: int) -> None:
+def generate(
+    count: int, folder: Path, *, flow_count: int | None, identical: bool, snaplen: int, seed: int
+) -> None:
     """Write a pair of captures of `count` packets each, and the truth."""
     rng = np.random.default_rng(seed)
     total = int(np.ceil(count / (1 - MISSED)))
     if identical:
         flows, packets = make_identical(rng, total)
     else:
-        flows = make_flows(rng, max(FEWEST_FLOWS, count // PACKETS_PER_FLOW))
+        flows = make_flows(rng, max(FEWEST_FLOWS, flow_count or count // PACKETS_PER_FLOW))
         packets = make_packets(rng, total, flows)
     inside = _seen(rng, packets.inside_us, count)
     outside = _seen(rng, packets.outside_us, count)
@@ -87,13 +89,21 @@ def main() -> None:
     parser.add_argument("count", type=int, metavar="N", help="packets of each capture")
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--identical", action="store_true", help="all packets are the same but for the time")
+    parser.add_argument(
+        "--flows", type=int, metavar="F", help="flows (one for every 20 packets, 10 at least)"
+    )
     parser.add_argument("--snaplen", type=int, default=SNAPLEN)
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args()
     if chosen.count < 1 or chosen.snaplen < 1:
         parser.error("N and --snaplen are at least 1")
     generate(
-        chosen.count, chosen.folder, identical=chosen.identical, snaplen=chosen.snaplen, seed=chosen.seed
+        chosen.count,
+        chosen.folder,
+        flow_count=chosen.flows,
+        identical=chosen.identical,
+        snaplen=chosen.snaplen,
+        seed=chosen.seed,
     )
 
 

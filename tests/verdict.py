@@ -13,10 +13,11 @@ from nattrace.model import Rewrite
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from simulation import Conversation, Endpoint, Seen, Simulated
+
     from nattrace import Report
     from nattrace.model import Crossing, Flow
     from nattrace.model import Tuple as ModelTuple
-    from simulation import Conversation, Endpoint, Seen, Simulated
 
 #: src, dst, sport, dport, id: as conntrack prints one direction.
 Sides = tuple[str, str, int | None, int | None, int | None]

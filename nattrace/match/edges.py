@@ -14,7 +14,7 @@ import numpy as np
 from nattrace.match.flows import members, sorted_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -24,18 +24,18 @@ class Edges:
     """One row for each pair of flows that share packets, between a first and a second point.
 
     `swap` is True where the low endpoint at the first point is the high endpoint at the second. Forward
-    and backward are those of the first point. Deltas are second point's time minus first point's, ns.
+    and backward are those of the first point. Partial edges hold flows and counts in 32 bits. Deltas are second point's time minus first point's, ns.
     """
 
-    flow_a: NDArray[np.int64]
-    flow_b: NDArray[np.int64]
+    flow_a: NDArray[np.signedinteger]
+    flow_b: NDArray[np.signedinteger]
     swap: NDArray[np.bool_]
-    forward: NDArray[np.int64]  #: matched packets
-    backward: NDArray[np.int64]
+    forward: NDArray[np.signedinteger]  #: matched packets
+    backward: NDArray[np.signedinteger]
     first_ns: NDArray[np.int64]  #: at the first point
     last_ns: NDArray[np.int64]
-    ttl_forward: NDArray[np.int64]  #: sum of TTL at the first point minus TTL at the second
-    ttl_backward: NDArray[np.int64]
+    ttl_forward: NDArray[np.signedinteger]  #: sum of TTL at the first point minus TTL at the second
+    ttl_backward: NDArray[np.signedinteger]
     delta_forward: NDArray[np.int64]  #: sum of deltas
     delta_backward: NDArray[np.int64]
     evidence: NDArray[np.uint16]  #: flags that any of its pairs had
@@ -61,9 +61,12 @@ class Edges:
 
 
 def edge_keys(
-    flow_a: NDArray[np.int64], flow_b: NDArray[np.int64], swap: NDArray[np.bool_]
+    flow_a: NDArray[np.int64],
+    flow_b: NDArray[np.int64],
+    swap: NDArray[np.bool_],
+    backward: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.uint64]:
-    """Return one uint64 key for each (flow_a, flow_b, swap), high bits first, so that short sorts work.
+    """Return one uint64 key for each (flow_a, flow_b, swap, backward), high bits first, so that short sorts work.
 
     Flow indexes below 2**31 fit without loss; they are shifted up so that the informative bits are on top.
     """
@@ -72,13 +75,60 @@ def edge_keys(
     base_a, base_b = flow_a.min(), flow_b.min()
     key: NDArray[np.uint64] = (flow_a - base_a).astype(np.uint64)
     width = max(int(flow_b.max() - base_b).bit_length(), 1)
-    used = width + max(int(flow_a.max() - base_a).bit_length(), 1) + 1
+    used = width + max(int(flow_a.max() - base_a).bit_length(), 1) + 2
     key <<= np.uint64(width)
     key |= (flow_b - base_b).astype(np.uint64)
     key <<= np.uint64(1)
     key |= swap
+    key <<= np.uint64(1)
+    if backward is not None:
+        key |= backward
     key <<= np.uint64(max(64 - used, 0))
     return key
+
+
+def group_lanes(
+    flow_a: NDArray[np.int64],
+    flow_b: NDArray[np.int64],
+    swap: NDArray[np.bool_],
+    backward: NDArray[np.bool_],
+    time_ns: NDArray[np.int64],
+    ttl_drop: NDArray[np.int64],
+    delta_ns: NDArray[np.int64],
+    evidence: NDArray[np.uint16],
+) -> tuple[Edges, NDArray[np.int64]]:
+    """Group matched packet pairs (arrays of one length) into partial edges of one direction each.
+
+    Returns them and each pair's index among them. `merge_edges` joins the two directions of an edge; until
+    then nothing need be added up by direction.
+    """
+    order, starts = sorted_groups(edge_keys(flow_a, flow_b, swap, backward))
+    if not order.size:
+        return Edges.empty(), np.empty(0, np.int64)
+    member = members(order, starts)
+    leader = order[starts]
+    turned = backward[leader]
+    time = time_ns[order]
+    ttl = np.add.reduceat(ttl_drop[order], starts)
+    delta = np.add.reduceat(delta_ns[order], starts)
+    sizes = np.diff(np.append(starts, order.size)).astype(np.int32)
+    ttl = ttl.astype(np.int32)  # of one window: at most 255 times its packets
+    none = np.int32(0)
+    edges = Edges(
+        flow_a=flow_a[leader].astype(np.int32),
+        flow_b=flow_b[leader].astype(np.int32),
+        swap=swap[leader],
+        forward=np.where(turned, none, sizes),
+        backward=np.where(turned, sizes, none),
+        first_ns=np.minimum.reduceat(time, starts),
+        last_ns=np.maximum.reduceat(time, starts),
+        ttl_forward=np.where(turned, none, ttl),
+        ttl_backward=np.where(turned, ttl, none),
+        delta_forward=np.where(turned, 0, delta),
+        delta_backward=np.where(turned, delta, 0),
+        evidence=np.bitwise_or.reduceat(evidence[order], starts),
+    )
+    return edges, member
 
 
 def group_edges(
@@ -92,34 +142,9 @@ def group_edges(
     evidence: NDArray[np.uint16],
 ) -> tuple[Edges, NDArray[np.int64]]:
     """Group matched packet pairs (arrays of one length) into edges; return them and each pair's edge index."""
-    order, starts = sorted_groups(edge_keys(flow_a, flow_b, swap))
-    if not order.size:
-        return Edges.empty(), np.empty(0, np.int64)
-    member = members(order, starts)
-    leader = order[starts]
-    turned = backward[order]
-    time, ttl, delta = time_ns[order], ttl_drop[order], delta_ns[order]
-    sizes = np.diff(np.append(starts, order.size))
-    backwards = np.add.reduceat(turned.astype(np.int64), starts)
-    ttl_all = np.add.reduceat(ttl, starts)
-    ttl_back = np.add.reduceat(np.where(turned, ttl, 0), starts)
-    delta_all = np.add.reduceat(delta, starts)
-    delta_back = np.add.reduceat(np.where(turned, delta, 0), starts)
-    edges = Edges(
-        flow_a=flow_a[leader],
-        flow_b=flow_b[leader],
-        swap=swap[leader],
-        forward=sizes - backwards,
-        backward=backwards,
-        first_ns=np.minimum.reduceat(time, starts),
-        last_ns=np.maximum.reduceat(time, starts),
-        ttl_forward=ttl_all - ttl_back,
-        ttl_backward=ttl_back,
-        delta_forward=delta_all - delta_back,
-        delta_backward=delta_back,
-        evidence=np.bitwise_or.reduceat(evidence[order], starts),
-    )
-    return edges, member
+    lanes, lane = group_lanes(flow_a, flow_b, swap, backward, time_ns, ttl_drop, delta_ns, evidence)
+    edges, edge = _joined(lambda name: getattr(lanes, name))
+    return edges, edge[lane]
 
 
 def merge_edges(
@@ -131,17 +156,26 @@ def merge_edges(
     """
     if not parts:
         return Edges.empty(), np.empty(0, np.int64)
-    rows = Edges.concatenate(parts)
-    rows.flow_a = flows_a[rows.flow_a]
-    rows.flow_b = flows_b[rows.flow_b]
-    order, starts = sorted_groups(edge_keys(rows.flow_a, rows.flow_b, rows.swap))
+
+    def column(name: str) -> NDArray[Any]:
+        column: NDArray[Any] = np.concatenate([getattr(part, name) for part in parts])
+        flows = {"flow_a": flows_a, "flow_b": flows_b}.get(name)
+        return column if flows is None else flows[column]
+
+    return _joined(column)
+
+
+def _joined(column: Callable[[str], NDArray[Any]]) -> tuple[Edges, NDArray[np.int64]]:
+    """Join rows of the same edge, given column by column; return the edges and the index of each row's edge."""
+    flow_a, flow_b, swap = column("flow_a"), column("flow_b"), column("swap")
+    order, starts = sorted_groups(edge_keys(flow_a, flow_b, swap))
     if not order.size:
-        return rows, np.empty(0, np.int64)
+        return Edges.empty(), np.empty(0, np.int64)
     leader = order[starts]
-    merged: dict[str, Any] = {name: getattr(rows, name)[leader] for name in ("flow_a", "flow_b", "swap")}
+    joined: dict[str, Any] = {"flow_a": flow_a[leader], "flow_b": flow_b[leader], "swap": swap[leader]}
     for name in ("forward", "backward", "ttl_forward", "ttl_backward", "delta_forward", "delta_backward"):
-        merged[name] = np.add.reduceat(getattr(rows, name)[order], starts)
-    merged["first_ns"] = np.minimum.reduceat(rows.first_ns[order], starts)
-    merged["last_ns"] = np.maximum.reduceat(rows.last_ns[order], starts)
-    merged["evidence"] = np.bitwise_or.reduceat(rows.evidence[order], starts)
-    return Edges(**merged), members(order, starts)
+        joined[name] = np.add.reduceat(column(name)[order], starts, dtype=np.int64)
+    joined["first_ns"] = np.minimum.reduceat(column("first_ns")[order], starts)
+    joined["last_ns"] = np.maximum.reduceat(column("last_ns")[order], starts)
+    joined["evidence"] = np.bitwise_or.reduceat(column("evidence")[order], starts)
+    return Edges(**joined), members(order, starts)

@@ -107,10 +107,16 @@ def group_flows(
     src, dst = table.src[leader], table.dst[leader]
     sport, dport = table.sport[leader], table.dport[leader]
     time = table.time_ns[order]
-    backwards = np.add.reduceat(backward[order].astype(np.int64), starts) if starts.size else starts
     sizes = np.diff(np.append(starts, order.size))
-    first = np.minimum.reduceat(time, starts) if starts.size else starts
-    last = np.maximum.reduceat(time, starts) if starts.size else starts
+    if not starts.size:
+        backwards = first = last = np.empty(0, np.int64)
+    else:
+        backwards = np.add.reduceat(backward[order], starts, dtype=np.int64)
+        if (table.time_ns[1:] >= table.time_ns[:-1]).all():
+            # in order of time, as captures mostly are: a group's first row is its earliest
+            first, last = time[starts], time[starts + sizes - 1]
+        else:
+            first, last = np.minimum.reduceat(time, starts), np.maximum.reduceat(time, starts)
     hints = _opened(table, backward)[order]
     hint = np.bitwise_or.reduceat(hints, starts) if starts.size else np.empty(0, np.uint8)
     protocol = table.protocol[leader]
@@ -163,35 +169,38 @@ def merge_flows(parts: Sequence[Flows]) -> tuple[Flows, NDArray[np.int64]]:
     """
     if not parts:
         return group_flows_empty(), np.empty(0, np.int64)
-    rows = Flows.concatenate(parts)
-    order, starts = sorted_groups(rows.hash)
+
+    def column(name: str) -> NDArray[Any]:
+        # one column at a time: the parts of a long capture are large, and all of them at once larger
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    hashes = column("hash")
+    order, starts = sorted_groups(hashes)
     member = members(order, starts)
-    # the earliest part is the leader of its group, so that "first packet" stays true
     leader = order[starts]
-    earliest = np.minimum.reduceat(rows.first_ns[order], starts)
-    is_first = rows.first_ns[order] == np.repeat(earliest, np.diff(np.append(starts, order.size)))
-    spot = np.flatnonzero(is_first)
-    group_of_spot = member[order[spot]]
-    _, pick = np.unique(group_of_spot, return_index=True)
+    sizes = np.diff(np.append(starts, order.size))
+    first_ns = column("first_ns")[order]
+    earliest = np.minimum.reduceat(first_ns, starts)
+    # the earliest part speaks for its group, so that "first packet" stays true
+    spot = np.flatnonzero(first_ns == np.repeat(earliest, sizes))
+    _, pick = np.unique(member[order[spot]], return_index=True)
     opener = order[spot[pick]]
-    return (
-        Flows(
-            hash=rows.hash[leader],
-            version=rows.version[leader],
-            protocol=rows.protocol[leader],
-            low_address=rows.low_address[leader],
-            low_port=rows.low_port[leader],
-            high_address=rows.high_address[leader],
-            high_port=rows.high_port[leader],
-            forward=np.add.reduceat(rows.forward[order], starts),
-            backward=np.add.reduceat(rows.backward[order], starts),
-            first_ns=earliest,
-            last_ns=np.maximum.reduceat(rows.last_ns[order], starts),
-            first_backward=rows.first_backward[opener],
-            hint=np.bitwise_or.reduceat(rows.hint[order], starts),
-        ),
-        member,
+    merged = Flows(
+        hash=hashes[leader],
+        version=column("version")[leader],
+        protocol=column("protocol")[leader],
+        low_address=column("low_address")[leader],
+        low_port=column("low_port")[leader],
+        high_address=column("high_address")[leader],
+        high_port=column("high_port")[leader],
+        forward=np.add.reduceat(column("forward")[order], starts),
+        backward=np.add.reduceat(column("backward")[order], starts),
+        first_ns=earliest,
+        last_ns=np.maximum.reduceat(column("last_ns")[order], starts),
+        first_backward=column("first_backward")[opener],
+        hint=np.bitwise_or.reduceat(column("hint")[order], starts),
     )
+    return merged, member
 
 
 def group_flows_empty() -> Flows:

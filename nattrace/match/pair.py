@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nattrace.match import evidence
-from nattrace.match.edges import Edges, group_edges, merge_edges
+from nattrace.match.edges import Edges, group_edges, group_lanes, merge_edges
 from nattrace.match.keys import M1, commonplace_keys, mix
-from nattrace.match.pairing import group_ids, nearest_pairs, unique_pairs
+from nattrace.match.pairing import group_ids, nearest_distance, nearest_pairs, unique_pairs
 from nattrace.match.rows import Rows
 from nattrace.table import FRAGMENT_OFFSET, MORE_FRAGMENTS, TCP
 
@@ -53,6 +53,8 @@ _VOTE_PACKETS = 3
 _VOTE_SHARE = 0.9
 #: How far apart in time two packets may be to vote for their flows.
 _VOTE_WINDOW_NS = 1_000_000_000
+#: A packet has a candidate only this close: nothing forwards a packet after half a minute (see REACH_NS).
+_TIE_WINDOW_NS = 30_000_000_000
 #: A nearest neighbour is clear when the runner-up is this many times further away.
 _MARGIN = 8
 #: Clock ticks closer than this say nothing about order (microsecond captures).
@@ -122,7 +124,7 @@ class PairState:
     edges: list[Edges] = field(default_factory=list)
     edge_count: int = 0
     #: latency samples: partial edge index, direction at the first point, delta ns
-    sample_edge: list[NDArray[np.int64]] = field(default_factory=list)
+    sample_edge: list[NDArray[np.int32]] = field(default_factory=list)
     sample_backward: list[NDArray[np.bool_]] = field(default_factory=list)
     sample_delta: list[NDArray[np.int64]] = field(default_factory=list)
     waiting_a: list[Rows] = field(default_factory=list)
@@ -168,13 +170,13 @@ class PairState:
         time = rows_a.table.time_ns[a]
         delta = rows_b.table.time_ns[b] - time
         ttl = rows_a.table.ttl[a].astype(np.int64) - rows_b.table.ttl[b]
-        edges, member = group_edges(
+        edges, member = group_lanes(
             rows_a.flow[a], rows_b.flow[b], swap, backward, time, ttl, delta, found.flags
         )
         member += self.edge_count
         self.edges.append(edges)
         self.edge_count += len(edges)
-        self.sample_edge.append(member)
+        self.sample_edge.append(member.astype(np.int32))
         self.sample_backward.append(backward)
         self.sample_delta.append(delta)
         if self.on_match is not None:
@@ -225,7 +227,9 @@ class PairState:
             # where it must carry the match, a payload may not be what everybody says all the time
             common = commonplace(rows_a, a[repeated]) | commonplace(rows_b, b[repeated])
             good[repeated[common]] = False
-        self.learn(delta[good & (told_apart | (tcp & ((flags & evidence.TCP_ACK) != 0)))])
+        acknowledged = tcp & ((flags & evidence.TCP_ACK) != 0)
+        # a segment without an IP id may be another copy of itself, but not so soon
+        self.learn(delta[good & (told_apart | (acknowledged & (apart <= _TCP_REACH_NS)))])
         reach = self.reach_ns()
         if reach is not None:
             limit = np.where(tcp, max(reach, _TCP_REACH_NS), reach)
@@ -354,6 +358,8 @@ class PairState:
             )
         both = np.unique(np.concatenate([np.stack(p) for p in pairs], axis=1), axis=1)
         a, b = both[0], both[1]
+        soon = np.abs(rows_b.table.time_ns[b] - rows_a.table.time_ns[a]) <= _VOTE_WINDOW_NS
+        a, b = a[soon], b[soon]
         bits, flags, conflict = evidence.weigh(rows_a.table, a, rows_b.table, b, self.book)
         a, b, bits, flags = a[~conflict], b[~conflict], bits[~conflict], flags[~conflict]
         if not a.size:
@@ -544,8 +550,9 @@ def _tied(rows: Rows, others: Rows) -> NDArray[np.uint8]:
     tied = np.full(len(rows), ABSENT, np.uint8)
     if len(rows) and len(others):
         for end in ("src", "dst"):
-            own, their = _tie_keys(rows, others, end)
-            tied[np.isin(own, their)] = TIED
+            group, their_group = group_ids(*_tie_keys(rows, others, end))
+            apart = nearest_distance(group, rows.table.time_ns, their_group, others.table.time_ns)
+            tied[apart <= _TIE_WINDOW_NS] = TIED
     return tied
 
 

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+#: A distance in time that nothing has.
+_FAR = 2**62
+
+
 def unique_pairs(
     keys_a: NDArray[np.uint64], keys_b: NDArray[np.uint64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -95,6 +99,20 @@ def _neighbours(
     return nearest, best, second
 
 
+def nearest_distance(
+    group: NDArray[np.int64],
+    time: NDArray[np.int64],
+    other_group: NDArray[np.int64],
+    other_time: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Return how far in time the nearest row of the other side with the same group is; 2**62 where none is."""
+    rows, other = np.lexsort((time, group)), np.lexsort((other_time, other_group))
+    distance = np.full(time.size, _FAR, np.int64)
+    if rows.size and other.size:
+        distance[rows] = _neighbours(group[rows], time[rows], other_group[other], other_time[other], _FAR)[1]
+    return distance
+
+
 def nearest_pairs(
     group_a: NDArray[np.int64],
     time_a: NDArray[np.int64],
@@ -113,7 +131,7 @@ def nearest_pairs(
     tie is never broken. No pair is further apart than `window_ns`. With more than one round, a packet
     whose rival has found its own partner gets another chance.
     """
-    far = np.int64(2**62)
+    far = np.int64(_FAR)
     rows_a = np.lexsort((time_a, group_a))
     rows_b = np.lexsort((time_b, group_b))
     found_a: list[NDArray[np.int64]] = []

@@ -46,7 +46,23 @@ class PointState:
     flows: list[Flows] = field(default_factory=list)
     flow_count: int = 0
     decoded: int = 0
-    matched: list[NDArray[np.int64]] = field(default_factory=list)  #: numbers of rows matched anywhere
+    _matched: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    _merged: tuple[int, tuple[Flows, NDArray[np.int64]]] | None = None
+
+    @property
+    def matched(self) -> NDArray[np.bool_]:
+        """Which of the point's packets, by their numbers, were matched with any other point."""
+        if self._matched.size < self.decoded:
+            grown = np.zeros(self.decoded + self.decoded // 2, np.bool_)
+            grown[: self._matched.size] = self._matched
+            self._matched = grown
+        return self._matched[: self.decoded]
+
+    def merged_flows(self) -> tuple[Flows, NDArray[np.int64]]:
+        """Return the flows seen so far, and which of them each partial flow became."""
+        if self._merged is None or self._merged[0] != len(self.flows):
+            self._merged = (len(self.flows), merge_flows(self.flows))
+        return self._merged[1]
 
 
 @dataclass(slots=True)
@@ -131,8 +147,8 @@ class Matcher:
         pair.commit(rows_a, rows_b, found)
         a.paired[j, found.a] = True
         b.paired[i, found.b] = True
-        a.matched.append(rows_a.number[found.a])
-        b.matched.append(rows_b.number[found.b])
+        a.matched[rows_a.number[found.a]] = True
+        b.matched[rows_b.number[found.b]] = True
 
     def _leave(self, horizon_ns: int | None, rows: Sequence[Rows]) -> None:
         """Let packets out of the window that have been matched, or that nothing to come can match."""
@@ -170,7 +186,7 @@ class Matcher:
         return limit
 
     def _resolve(self, i: int, j: int) -> None:
-        maps = [merge_flows(self.points[n].flows)[1] for n in (i, j)]
-        numbers_a, numbers_b = self.pairs[i, j].resolve(maps[0], maps[1])
-        self.points[i].matched.append(numbers_a)
-        self.points[j].matched.append(numbers_b)
+        a, b = self.points[i], self.points[j]
+        numbers_a, numbers_b = self.pairs[i, j].resolve(a.merged_flows()[1], b.merged_flows()[1])
+        a.matched[numbers_a] = True
+        b.matched[numbers_b] = True

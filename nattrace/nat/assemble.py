@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nattrace.match.edges import merge_edges
-from nattrace.match.flows import merge_flows
 from nattrace.match.pair import Unmatched
 from nattrace.nat.conversations import Conversations, build
 from nattrace.nat.hops import ONE_SIDED, REASON_NAMES, Coverage, PairEvidence
@@ -39,7 +38,7 @@ class Assembly:
 
 def assemble(matcher: Matcher, infos: Sequence[PointInfo], book: AddressBook) -> Assembly:
     """Merge all partial results of a matcher that has finished."""
-    merged = [merge_flows(state.flows) for state in matcher.points]
+    merged = [state.merged_flows() for state in matcher.points]
     flows = [flow for flow, _ in merged]
     coverage = Coverage(
         first_ns=np.array([2**62 if p.first_ns is None else p.first_ns for p in infos], np.int64),
@@ -65,8 +64,7 @@ def assemble(matcher: Matcher, infos: Sequence[PointInfo], book: AddressBook) ->
         reason = np.full(at.decoded, ONE_SIDED, np.uint8)
         for numbers, codes in conversations.counts.reasons.get(point, ()):
             np.maximum.at(reason, numbers, codes)
-        for numbers in at.matched:
-            reason[numbers] = 0
+        reason[at.matched] = 0
         reasons[point] = reason
         count = np.bincount(reason, minlength=max(REASON_NAMES) + 1)
         matched.append(int(count[0]))
@@ -95,11 +93,12 @@ def _evidence(
     """Merge one pair's parts; return them and the merged edge of every partial edge."""
     edges, member = merge_edges(state.edges, flows_a, flows_b)
     none = np.empty(0, np.int64)
-    sample_edge = np.concatenate([*state.sample_edge, none])
+    sample_edge = np.concatenate([*state.sample_edge, np.empty(0, np.int32)])
+    state.sample_edge.clear()  # memory: the samples are the largest part
     return (
         PairEvidence(
             edges=edges,
-            sample_edge=member[sample_edge] if sample_edge.size else none,
+            sample_edge=member.astype(np.int32)[sample_edge] if sample_edge.size else sample_edge,
             sample_backward=np.concatenate([*state.sample_backward, np.empty(0, np.bool_)]),
             sample_delta=np.concatenate([*state.sample_delta, none]),
             unmatched=(

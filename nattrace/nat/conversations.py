@@ -334,20 +334,33 @@ def _in_order(c: Conversations, length: NDArray[np.int64], book: AddressBook) ->
     """Return the conversations in the order of their ids: by first packet, then by addresses as numbers."""
     src_rank = book.rank(c.version, c.initiator.src)
     dst_rank = book.rank(c.version, c.initiator.dst)
-    out = np.zeros((4, len(c)), np.int64)
-    with_hops = np.flatnonzero(length > 0)
-    if with_hops.size:
-        hop = c.steps[c.hop_start[with_hops]]
+    onward: list[NDArray[Any]] = []
+    # conversations that part ways at a later hop (its binding was renewed) differ in nothing before it
+    for depth in range(int(length.max(initial=0))):
+        out = np.zeros((6, len(c)), np.int64)
+        with_hops = np.flatnonzero(length > depth)
+        hop = c.steps[c.hop_start[with_hops] + depth]
         after = c.after.take(hop)
         version = c.version[with_hops]
-        out[0, with_hops] = book.rank(version, after.src)
-        out[1, with_hops] = after.sport
-        out[2, with_hops] = book.rank(version, after.dst)
-        out[3, with_hops] = after.dport
+        out[0, with_hops] = c.hops.to_point[hop]
+        out[1, with_hops] = c.hops.first_ns[hop]
+        out[2, with_hops] = book.rank(version, after.src)
+        out[3, with_hops] = after.sport
+        out[4, with_hops] = book.rank(version, after.dst)
+        out[5, with_hops] = after.dport
+        onward.extend(out)
     order = np.lexsort(
-        (out[3], out[2], out[1], out[0], c.point, c.initiator.dport, dst_rank, c.initiator.sport, src_rank,
-         c.protocol, c.first_ns)
-    )  # fmt: skip
+        (
+            *onward[::-1],
+            c.point,
+            c.initiator.dport,
+            dst_rank,
+            c.initiator.sport,
+            src_rank,
+            c.protocol,
+            c.first_ns,
+        )
+    )
     new_length = length[order]
     start = np.concatenate([[0], np.cumsum(new_length)]).astype(np.int64)
     offset = np.arange(int(new_length.sum())) - np.repeat(start[:-1], new_length)

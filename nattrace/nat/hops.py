@@ -54,7 +54,7 @@ class PairEvidence:
     """What matching found between two points, with all flow and edge numbers merged."""
 
     edges: Edges
-    sample_edge: NDArray[np.int64]
+    sample_edge: NDArray[np.int32]
     sample_backward: NDArray[np.bool_]
     sample_delta: NDArray[np.int64]
     unmatched: tuple[Unmatched, Unmatched]  #: first point's, second point's; merged flow numbers

@@ -269,15 +269,16 @@ def test_the_command_measures_everything_and_keeps_the_captures(tmp_path: Path) 
     done = _python(*arguments)
     assert done.returncode == 0, done.stderr
     assert "nattrace analyze -f json" in done.stdout
-    assert re.search(r"packets all identical, 4 times the packets: [\d.]+ s to [\d.]+ s", done.stdout)
-    assert re.search(r"mixed traffic, 10 times the packets: [\d.]+ s to [\d.]+ s", done.stdout)
+    assert re.search(r"4 times the packets, all identical: [\d.]+ s to [\d.]+ s", done.stdout)
+    assert re.search(r"10 times the packets, same flows: [\d.]+ s to [\d.]+ s", done.stdout)
+    assert re.search(r"10 times the packets, 10 times the flows: [\d.]+ s to [\d.]+ s", done.stdout)
     assert re.search(r"accuracy on 600 packets: \d+ of \d+ crossings right", done.stdout)
     assert re.search(r"bindings: \d+ of \d+ found, \d+ invented", done.stdout)
     for tool in ("tshark", "tcpdump", "capinfos"):
         if shutil.which(tool):
             assert re.search(rf"^{tool} .*[\d.]+ +[\d.]+ +[\d.]+ +\d+ ", done.stdout, re.MULTILINE)
     made = sorted(folder.name for folder in tmp_path.iterdir())
-    assert len(made) == 4  # mixed 300 and 3000, identical 300 and 1200
+    assert len(made) == 5  # mixed 300, 3000 and 3000 of the same flows; identical 300 and 1200
     assert "making" not in _python(*arguments, "--only-nattrace").stdout
 
 

@@ -38,14 +38,12 @@ _DTYPES = (np.int64, np.int64, np.bool_, np.bool_, np.int64, np.int64, np.int64,
 
 def group(matches: list[Match]) -> tuple[Edges, np.ndarray[Any, Any]]:
     columns = list(zip(*(astuple(m) for m in matches), strict=True)) or [()] * len(_DTYPES)
-    return group_edges(
-        *(np.array(c, dtype) for c, dtype in zip(columns, _DTYPES, strict=True))  # type: ignore[arg-type]
-    )
+    return group_edges(*(np.array(c, dtype) for c, dtype in zip(columns, _DTYPES, strict=True)))
 
 
 def twin(matches: list[Match]) -> dict[tuple[int, int, bool], tuple[int, ...]]:
     """Return by edge: forward, backward, first, last, TTL and delta sums each way, evidence."""
-    result = {}
+    result: dict[tuple[int, int, bool], tuple[int, ...]] = {}
     for key in {(m.flow_a, m.flow_b, m.swap) for m in matches}:
         own = [m for m in matches if (m.flow_a, m.flow_b, m.swap) == key]
         there, back = [m for m in own if not m.backward], [m for m in own if m.backward]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packet_rows import table
 
 from nattrace.match import evidence
 from nattrace.table import ICMP, ICMPV6, TCP, UDP, AddressBook
-from packet_rows import table
 
 Row = dict[str, Any]
 
@@ -22,7 +22,9 @@ GROUP = 0xEFFFFFFA  # 239.255.255.250, SSDP
 def weigh(a: Row, b: Row, book: AddressBook | None = None) -> tuple[int, set[str], bool]:
     zero = np.zeros(1, np.int64)
     rows = [{"version": 4} | row for row in (a, b)]
-    bits, flags, conflict = evidence.weigh(table(rows[:1]), zero, table(rows[1:]), zero, book or AddressBook())
+    bits, flags, conflict = evidence.weigh(
+        table(rows[:1]), zero, table(rows[1:]), zero, book or AddressBook()
+    )
     return int(bits[0]), set(evidence.names(int(flags[0]))), bool(conflict[0])
 
 
@@ -105,11 +107,19 @@ def test_every_rule_counts_as_documented(pair: tuple[Row, Row]) -> None:
 @settings(deadline=None, derandomize=True, max_examples=100)
 @given(pairs())
 def test_evidence_does_not_depend_on_which_point_comes_first(pair: tuple[Row, Row]) -> None:
-    assert weigh(*pair) == weigh(*reversed(pair))
+    assert weigh(*pair) == weigh(pair[1], pair[0])
 
 
 PING = {"protocol": ICMP, "src": CLIENT, "dst": SERVER, "seq": 1, "icmp_type": 8}
-SYN = {"protocol": TCP, "src": CLIENT, "dst": SERVER, "dport": 443, "seq": 7, "tcp_flags": 2, "l4_visible": 20}
+SYN = {
+    "protocol": TCP,
+    "src": CLIENT,
+    "dst": SERVER,
+    "dport": 443,
+    "seq": 7,
+    "tcp_flags": 2,
+    "l4_visible": 20,
+}
 
 
 @pytest.mark.parametrize(
@@ -117,7 +127,10 @@ SYN = {"protocol": TCP, "src": CLIENT, "dst": SERVER, "dport": 443, "seq": 7, "t
     [
         (PING | {"content_length": 0}, "a ping whose payload is cut off"),
         (PING | {"residual": 5, "residual_known": True}, "a ping with a checksum alone"),
-        ({"protocol": UDP, "src": CLIENT, "dst": SERVER, "dport": 53, "content_length": 1}, "a one-byte keep-alive"),
+        (
+            {"protocol": UDP, "src": CLIENT, "dst": SERVER, "dport": 53, "content_length": 1},
+            "a one-byte keep-alive",
+        ),
         ({"protocol": UDP, "src": CLIENT, "dst": SERVER, "dport": 53}, "an empty datagram"),
     ],
 )

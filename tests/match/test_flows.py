@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packet_rows import table
 
 from nattrace.match.flows import (
     HIGH_OPENED,
@@ -20,7 +22,6 @@ from nattrace.match.flows import (
 )
 from nattrace.match.keys import flow_hash
 from nattrace.table import ICMP, ICMPV6, TCP, UDP
-from packet_rows import table
 
 if TYPE_CHECKING:
     from nattrace.table import PacketTable
@@ -122,7 +123,7 @@ def test_packets_are_grouped_into_conversations(rows: list[Row]) -> None:
 @given(packets(), st.lists(st.integers(0, 25), max_size=4))
 def test_grouping_piece_by_piece_is_grouping_at_once(rows: list[Row], cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), len(rows)]
-    parts = [grouped(table(rows[a:b])) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [grouped(table(rows[a:b])) for a, b in pairwise(edges)]
     flows, became = merge_flows([part for part, _ in parts])
     assert_same(flows, rows)
     offset = 0

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packet_rows import table
 
 from nattrace.match.fragments import FirstFragments
 from nattrace.table import MORE_FRAGMENTS, UDP
-from packet_rows import table
 
 Row = dict[str, Any]
 PORTS = ("sport", "dport", "icmp_type")
@@ -51,7 +52,7 @@ def test_fragments_that_follow_their_first_one_get_its_ports(
     memory = FirstFragments()
     edges = [0, *sorted(cuts), len(rows)]
     found: list[tuple[int, int, int, bool]] = []
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in pairwise(edges):
         part = table(rows[a:b])
         orphan = memory.fill(part)
         found += zip(*(getattr(part, name).tolist() for name in PORTS), orphan.tolist(), strict=True)
@@ -65,7 +66,8 @@ def test_fragments_that_follow_their_first_one_get_its_ports(
 def test_a_reused_identification_means_the_datagram_before_it() -> None:
     rows = [first(9, 1000), later(9), first(9, 2000), later(9), later(9, 370)]
     for pieces in ((5,), (1, 1, 1, 1, 1), (2, 3)):
-        memory, ports = FirstFragments(), []
+        memory = FirstFragments()
+        ports: list[int] = []
         for size in pieces:
             part = table(rows[len(ports) : len(ports) + size])
             memory.fill(part)

@@ -7,20 +7,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from packet_rows import table
+from simulation import Conversation, Endpoint, Network, Seen, Simulated
+from verdict import check_accounting, expected, flows_told, judge_rows
 
 import nattrace
 from nattrace.ingest import ReadOptions, open_capture, parse_sources
 from nattrace.match.keys import flow_hash, packet_keys
 from nattrace.table import MORE_FRAGMENTS, TCP, PacketTable
-from packet_rows import table
-from simulation import Conversation, Endpoint, Network, Seen, Simulated
-from verdict import check_accounting, expected, flows_told, judge_rows
 
 if TYPE_CHECKING:
     import pytest
 
 BOTH = settings(
-    deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    derandomize=True,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
@@ -78,7 +81,9 @@ def capture(
     for n, reply in enumerate([False, *replies]):
         network.wait_us(1000)
         content = payload[n:] + payload[:n] + bytes([n])
-        network.send(conversation, content, reply=reply, ip_id=(ip_id + n) % 65535 + 1, flags=0x18 if n else 0x02)
+        network.send(
+            conversation, content, reply=reply, ip_id=(ip_id + n) % 65535 + 1, flags=0x18 if n else 0x02
+        )
     return network.write(tmp_path_factory.mktemp("nat"))
 
 
@@ -159,16 +164,26 @@ def test_what_nat_rewrites_is_in_no_key() -> None:
 
 def test_tcp_fields_that_were_cut_off_somewhere_are_left_out() -> None:
     seen = {"protocol": TCP, "seq": 7, "ack": 9, "tcp_flags": 16, "window": 501}
-    for visible, same in ((8, {"ack", "tcp_flags", "window"}), (12, {"tcp_flags", "window"}), (14, {"window"})):
+    for visible, same in (
+        (8, {"ack", "tcp_flags", "window"}),
+        (12, {"tcp_flags", "window"}),
+        (14, {"window"}),
+    ):
         rows = [seen | {"l4_visible": visible}]
         rows += [seen | {"l4_visible": visible, name: 1} for name in ("ack", "tcp_flags", "window")]
         content = packet_keys(table(rows))[0]
-        unmoved = {name for name, key in zip(("ack", "tcp_flags", "window"), content[1:], strict=True) if key == content[0]}
+        unmoved = {
+            name
+            for name, key in zip(("ack", "tcp_flags", "window"), content[1:], strict=True)
+            if key == content[0]
+        }
         assert unmoved == same
 
 
 PACKETS = st.lists(
-    st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 2), st.integers(0, 2), st.sampled_from((6, 17))),
+    st.tuples(
+        st.integers(0, 3), st.integers(0, 3), st.integers(0, 2), st.integers(0, 2), st.sampled_from((6, 17))
+    ),
     min_size=1,
     max_size=12,
 )
@@ -180,7 +195,10 @@ def test_both_directions_of_a_conversation_have_one_hash(drawn: list[tuple[int, 
     there = [
         {"version": 4, "src": a, "dst": b, "sport": p, "dport": q, "protocol": n} for a, b, p, q, n in drawn
     ]
-    back = [row | {"src": row["dst"], "dst": row["src"], "sport": row["dport"], "dport": row["sport"]} for row in there]
+    back = [
+        row | {"src": row["dst"], "dst": row["src"], "sport": row["dport"], "dport": row["sport"]}
+        for row in there
+    ]
     hash_there, turned_there = flow_hash(table(there))
     hash_back, turned_back = flow_hash(table(back))
     assert np.array_equal(hash_there, hash_back)

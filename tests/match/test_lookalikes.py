@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from simulation import Conversation, Network, Simulated, Traffic, masquerade, routed, simulate
+from verdict import check_accounting, expected_flows, flows_told, judge_rows
 
 import nattrace
 from nattrace.model import Rewrite
-from simulation import Conversation, Network, Simulated, Traffic, masquerade, routed, simulate
-from verdict import check_accounting, expected_flows, flows_told, judge_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -175,7 +175,7 @@ def test_a_scan_whose_probes_have_one_sequence_number(tmp_path: Path) -> None:
         c = masquerade("tcp", (CLIENT, 40000), (SERVER, port), 40000)
         c.seq, c.ack = 12345, 0
         network.wait_us(100)
-        network.send(c, flags=0x02)
+        network.send(c, flags=0x02, ip_id=7 * port)
     truth = network.write(tmp_path)
     report = analyzed(truth)
     assert not judge_rows(report, truth).missed

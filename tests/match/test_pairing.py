@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nattrace.match.pairing import group_ids, nearest_pairs, unique_pairs
+from nattrace.match.pairing import group_ids, nearest_distance, nearest_pairs, unique_pairs
 
 #: Few distinct keys, so that repeats are common; high bits differ, as a hash's do, or only low ones, as none's.
 SPREAD = 0x9E3779B97F4A7C15
@@ -131,6 +131,16 @@ def test_nearest_pairs_are_mutual_and_without_a_near_rival(
     assert set(found) == nearest_pairs_twin(a, b, window_ns, floor_ns, margin, rounds)
     assert len(found) == len(set(found))
     assert found_a.tolist() == sorted(found_a.tolist())
+
+
+@settings(deadline=None, derandomize=True, max_examples=200)
+@given(ROWS, ROWS)
+def test_the_nearest_row_of_the_other_side_is_this_far(
+    a: list[tuple[int, int]], b: list[tuple[int, int]]
+) -> None:
+    columns = [np.array([row[n] for row in rows], np.int64) for rows in (a, b) for n in (0, 1)]
+    expected = [min((abs(time - t) for g, t in b if g == group), default=2**62) for group, time in a]
+    assert nearest_distance(*columns).tolist() == expected
 
 
 def test_a_tie_is_never_broken() -> None:

@@ -6,11 +6,11 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
+from simulation import Network, Simulated, masquerade, routed
+from verdict import check_accounting, crossing, expected_flows, flows_told, judge_rows
 
 import nattrace
 from nattrace.model import Unmatched
-from simulation import Network, Simulated, masquerade, routed
-from verdict import check_accounting, crossing, expected_flows, flows_told, judge_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -217,7 +217,9 @@ def test_a_retransmission_after_a_lost_segment_is_not_matched_to_its_first_copy(
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_an_untranslated_leak_is_one_sided_or_untranslated_never_translated(version: int, tmp_path: Path) -> None:
+def test_an_untranslated_leak_is_one_sided_or_untranslated_never_translated(
+    version: int, tmp_path: Path
+) -> None:
     """A RST after close leaves with its private source: the same packet, unchanged, beside the bound flow."""
     network = Network()
     client, server = (CLIENT, SERVER) if version == 4 else ("fd00::2", "2001:db8:1::1")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-
-import nattrace
 from simulation import Conversation, Network, Simulated, masquerade, routed
 from verdict import check_accounting, crossing, expected, expected_flows, flows_told, judge_rows
+
+import nattrace
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,11 +49,11 @@ def assert_exact(truth: Simulated) -> Report:
 NATS = {
     "snat": lambda p, a, s, b: masquerade(p, (a, 4000), (s, 80), 50024, public=b),
     "snat, port kept": lambda p, a, s, b: masquerade(p, (a, 4000), (s, 80), 4000, public=b),
-    "null binding, port changed": lambda p, a, s, b: masquerade(p, (a, 4000), (s, 80), 50024, public=a),
+    "null binding, port changed": lambda p, a, s, _: masquerade(p, (a, 4000), (s, 80), 50024, public=a),
     "dnat of a published port": lambda p, a, s, b: routed(p, (s, 4000), (b, 8080), {"server": (a, 80)}),
     "dnat, port kept": lambda p, a, s, b: routed(p, (s, 4000), (b, 8080), {"server": (a, 8080)}),
-    "redirect to another port": lambda p, a, s, b: routed(p, (s, 4000), (b, 8080), {"server": (b, 80)}),
-    "no nat": lambda p, a, s, b: routed(p, (a, 4000), (s, 80), {}),
+    "redirect to another port": lambda p, _, s, b: routed(p, (s, 4000), (b, 8080), {"server": (b, 80)}),
+    "no nat": lambda p, a, s, _: routed(p, (a, 4000), (s, 80), {}),
 }
 
 
@@ -132,8 +132,16 @@ def test_flows_of_one_analysis_take_different_paths(tmp_path: Path) -> None:
     talk(
         network,
         masquerade("udp", (CLIENT, 4000), (SERVER, 53), 5000),
-        routed("tcp", (CLIENT, 4000), ("192.0.2.9", 80), {"client": ("192.0.2.1", 4000)}, points=("inside", "vpn")),
-        routed("udp", (SERVER, 53000), (PUBLIC, 8053), {"server": (CLIENT, 53)}, points=("outside", "inside")),
+        routed(
+            "tcp",
+            (CLIENT, 4000),
+            ("192.0.2.9", 80),
+            {"client": ("192.0.2.1", 4000)},
+            points=("inside", "vpn"),
+        ),
+        routed(
+            "udp", (SERVER, 53000), (PUBLIC, 8053), {"server": (CLIENT, 53)}, points=("outside", "inside")
+        ),
         routed("tcp", (SERVER, 53000), ("192.0.2.9", 80), {}, points=("outside", "vpn")),
     )
     report = assert_exact(network.write(tmp_path))
