@@ -7,6 +7,7 @@ passes or fails: it prints figures. See README.md beside it.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import shutil
@@ -73,6 +74,8 @@ class Contender:
 def main() -> None:
     """Run the benchmark."""
     chosen = _arguments()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a run takes minutes, also into a pipe
     try:
         _measure(chosen)
     except RunFailedError as error:

@@ -85,8 +85,8 @@ class Simulated:
 
     def pairs(self, first: str, second: str) -> set[tuple[int, int]]:
         """Return (frame at first, frame at second) of every packet that both saw."""
-        there = {serial: frame for frame, serial in enumerate(self.serials[second], 1)}
-        here = enumerate(self.serials[first], 1)
+        there = {serial: frame for frame, serial in enumerate(self.serials.get(second, ()), 1)}
+        here = enumerate(self.serials.get(first, ()), 1)
         return {(frame, there[serial]) for frame, serial in here if serial in there}
 
     def neighbours(self) -> set[tuple[str, str]]:
@@ -162,7 +162,9 @@ class Network:
             ttl -= 0 if conversation.bridged else 1
         if advance:
             conversation.sent += 1
-            if conversation.protocol == "tcp":
+            if conversation.protocol == "tcp" and reply:
+                conversation.ack = (conversation.ack + len(payload)) & 0xFFFFFFFF
+            elif conversation.protocol == "tcp":
                 conversation.seq = (conversation.seq + len(payload)) & 0xFFFFFFFF
             elif reply:
                 conversation.seq = (conversation.seq + 1) & 0xFFFF
@@ -330,6 +332,7 @@ class Traffic:
     loss_outside: float = 0.0  #: share of packets that the outside capture misses
     zero_ids: bool = False  #: IP identification 0 everywhere
     constant_payload: bool = False
+    pure_acks: bool = False  #: TCP servers only acknowledge: their sequence number never moves
     random_ports: bool = True  #: every port and id is rewritten
     snaplen: int = 262144
     spacing_us: int = 500
@@ -350,6 +353,8 @@ def simulate(folder: Path, traffic: Traffic) -> Simulated:
     for c in order:
         network.now_ns += rng.randint(traffic.spacing_us * 500, traffic.spacing_us * 1500)
         payload = b"\0" * 32 if traffic.constant_payload else rng.randbytes(rng.randint(8, 64))
+        if traffic.pure_acks and c.protocol == "tcp" and c.sent % 2 == 1:
+            payload = b""
         missed = [
             point
             for point, loss in (("inside", traffic.loss_inside), ("outside", traffic.loss_outside))

@@ -49,7 +49,7 @@ def judge_rows(report: Report, truth: Simulated) -> Rows:
         there = truth.serials[a.point][a.frame - 1]
         path = truth.conversations[truth.owner[here]].points
         reply = here in truth.replies
-        onward = (path.index(b.point) < path.index(a.point)) != reply
+        onward = a.point in path and (path.index(b.point) < path.index(a.point)) != reply
         if here == there and onward and (row.direction == "reply") == reply:
             right += 1
         else:

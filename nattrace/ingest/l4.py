@@ -234,13 +234,13 @@ def _residual(
     total = rows.address_sum + checksum
     icmp = np.flatnonzero(kind == _ICMP)
     if icmp.size:
-        unfinished[icmp] = False
         total[icmp] = checksum[icmp]
     total += table.sport
     total += table.dport
     queries = np.flatnonzero((kind == _ICMP) | (kind == _ICMPV6))
     if queries.size:
         total[queries] -= table.dport[queries]  # the id stands in both columns, in the packet once
+        unfinished[queries] = False  # no sender leaves ICMP or ICMPv6 to the card; equal sums are chance
     known &= ~unfinished
     residual = 0xFFFF - _fold(total)
     residual *= residual != 0xFFFF

@@ -67,7 +67,8 @@ def weigh(
     protocol = a("protocol")
     tcp = protocol == TCP
     tcp_seq = tcp & (a("seq") != 0)
-    tcp_ack = tcp & (a("ack") != 0) & (np.minimum(a("l4_visible"), b("l4_visible")) >= ACK_END)
+    visible = np.minimum(a("l4_visible"), b("l4_visible")) >= ACK_END
+    tcp_ack = tcp & (a("ack") != 0) & visible
     query = (protocol == ICMP) | (protocol == ICMPV6)
     flags = tcp_seq * np.uint16(TCP_SEQ)
     flags |= tcp_ack * np.uint16(TCP_ACK)
@@ -105,6 +106,11 @@ def weigh(
         (same_sport & ported, _BITS_PORT), (same_dport & ported, _BITS_PORT),
     ):  # fmt: skip
         bits += rows * np.int16(amount)
+    # acknowledgements of one receiver all have one sequence number: without what they acknowledge,
+    # only an identification tells them apart
+    blind = tcp & ~visible & ~vouched
+    if blind.any():
+        np.minimum(bits, np.int16(STRONG - 1), out=bits, where=blind)
 
     conflict = (both_ids & ~same_id) | (both_residuals & ~same_residual)
     conflict |= ~(same_src | same_dst) & ~vouched & ~tcp_seq

@@ -15,7 +15,7 @@ import numpy as np
 
 from nattrace.match import evidence
 from nattrace.match.edges import Edges, group_edges, group_lanes, merge_edges
-from nattrace.match.keys import M1, commonplace_keys, mix
+from nattrace.match.keys import ACK_END, M1, commonplace_keys, mix
 from nattrace.match.pairing import group_ids, nearest_distance, nearest_pairs, unique_pairs
 from nattrace.match.rows import Rows
 from nattrace.table import FRAGMENT_OFFSET, MORE_FRAGMENTS, TCP
@@ -456,7 +456,8 @@ def _distinct(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return positions in `chosen` of packets that say something of their own."""
     table = rows.table
     telling = (table.content_length[chosen] >= 4) | (table.ip_id[chosen] != 0)
-    telling |= (table.protocol[chosen] == TCP) & (table.seq[chosen] != 0)
+    numbered = (table.protocol[chosen] == TCP) & (table.seq[chosen] != 0)
+    telling |= numbered & (table.l4_visible[chosen] >= ACK_END)
     return np.flatnonzero(telling & ~rows.common[chosen])
 
 

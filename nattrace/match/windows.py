@@ -46,17 +46,25 @@ class PointState:
     flows: list[Flows] = field(default_factory=list)
     flow_count: int = 0
     decoded: int = 0
-    _matched: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    _found: dict[int, NDArray[np.bool_]] = field(default_factory=dict)
     _merged: tuple[int, tuple[Flows, NDArray[np.int64]]] | None = None
 
     @property
     def matched(self) -> NDArray[np.bool_]:
         """Which of the point's packets, by their numbers, were matched with any other point."""
-        if self._matched.size < self.decoded:
+        anywhere = np.zeros(self.decoded, np.bool_)
+        for other in self._found:
+            anywhere |= self.found_at(other)
+        return anywhere
+
+    def found_at(self, other: int) -> NDArray[np.bool_]:
+        """Which of the point's packets, by their numbers, were matched with the other point; may be set."""
+        found = self._found.get(other, np.zeros(0, np.bool_))
+        if found.size < self.decoded:
             grown = np.zeros(self.decoded + self.decoded // 2, np.bool_)
-            grown[: self._matched.size] = self._matched
-            self._matched = grown
-        return self._matched[: self.decoded]
+            grown[: found.size] = found
+            found = self._found[other] = grown
+        return found[: self.decoded]
 
     def merged_flows(self) -> tuple[Flows, NDArray[np.int64]]:
         """Return the flows seen so far, and which of them each partial flow became."""
@@ -147,8 +155,8 @@ class Matcher:
         pair.commit(rows_a, rows_b, found)
         a.paired[j, found.a] = True
         b.paired[i, found.b] = True
-        a.matched[rows_a.number[found.a]] = True
-        b.matched[rows_b.number[found.b]] = True
+        a.found_at(j)[rows_a.number[found.a]] = True
+        b.found_at(i)[rows_b.number[found.b]] = True
 
     def _leave(self, horizon_ns: int | None, rows: Sequence[Rows]) -> None:
         """Let packets out of the window that have been matched, or that nothing to come can match."""
@@ -188,5 +196,5 @@ class Matcher:
     def _resolve(self, i: int, j: int) -> None:
         a, b = self.points[i], self.points[j]
         numbers_a, numbers_b = self.pairs[i, j].resolve(a.merged_flows()[1], b.merged_flows()[1])
-        a.matched[numbers_a] = True
-        b.matched[numbers_b] = True
+        a.found_at(j)[numbers_a] = True
+        b.found_at(i)[numbers_b] = True

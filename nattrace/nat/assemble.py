@@ -49,7 +49,12 @@ def assemble(matcher: Matcher, infos: Sequence[PointInfo], book: AddressBook) ->
     partial: dict[tuple[int, int], NDArray[np.int64]] = {}
     for (i, j), state in matcher.pairs.items():
         pairs[i, j], partial[i, j] = _evidence(state, merged[i][1], merged[j][1])
-    conversations = build(len(infos), flows, pairs, coverage, book)
+    found_at = {
+        (point, other): matcher.points[point].found_at(other)
+        for pair in pairs
+        for point, other in (pair, pair[::-1])
+    }
+    conversations = build(len(infos), flows, pairs, coverage, book, found_at)
     edges = {}
     for number, key in enumerate(sorted(pairs)):
         hop_of_edge = np.full(len(pairs[key].edges), -1, np.int64)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nattrace.nat.hops import HopCounts, count_hops
-from nattrace.nat.paths import Hops, direct, follow, opening_side
+from nattrace.nat.hops import HopCounts, Onward, count_hops
+from nattrace.nat.paths import Hops, direct, follow, opening_side, without_shortcuts
 from nattrace.table import ICMP, ICMPV6
 
 if TYPE_CHECKING:
@@ -83,12 +83,17 @@ def build(
     pairs: Mapping[tuple[int, int], PairEvidence],
     coverage: Coverage,
     book: AddressBook,
+    found_at: Mapping[tuple[int, int], NDArray[np.bool_]],
 ) -> Conversations:
-    """Assemble the conversations of `points` points from merged flows and the evidence of every pair."""
+    """Assemble the conversations of `points` points from merged flows and the evidence of every pair.
+
+    `found_at` says by (point, other point) which packet numbers were matched between the two.
+    """
     edges: dict[tuple[int, int], Edges] = {key: pair.edges for key, pair in pairs.items()}
-    hops = direct(edges, flows)
+    directed = direct(edges, flows)
+    hops = without_shortcuts(directed, flows)
     before, after, version, protocol = _tuples(hops, flows)
-    counts = count_hops(hops, pairs, coverage)
+    counts = count_hops(hops, pairs, coverage, Onward(directed, found_at))
     changed = _changed(before, after, protocol)
 
     blocks = follow(hops, flows)

@@ -85,7 +85,43 @@ class HopCounts:
         return self.lost + self.unknowable + self.ambiguous
 
 
-def count_hops(hops: Hops, pairs: Mapping[tuple[int, int], PairEvidence], coverage: Coverage) -> HopCounts:
+@dataclass(slots=True)
+class Onward:
+    """What was seen further along: a packet that passed a point unseen was missed there, not lost."""
+
+    hops: Hops  #: all directed edges, those that skip a point included
+    found_at: Mapping[
+        tuple[int, int], NDArray[np.bool_]
+    ]  #: (point, other): packet numbers matched between them
+
+    def seen(
+        self,
+        point: int,
+        but: int,
+        number: NDArray[np.int64],
+        flow: NDArray[np.int64],
+        reply: NDArray[np.bool_],
+    ) -> NDArray[np.bool_]:
+        """Say which packets sent from `point` were matched at a point further along other than `but`."""
+        result = np.zeros(number.size, np.bool_)
+        for (here, other), found in self.found_at.items():
+            if here != point or other == but:
+                continue
+            there = np.flatnonzero(found[number])
+            away = (self.hops.from_point == point) & (self.hops.to_point == other)
+            back = (self.hops.to_point == point) & (self.hops.from_point == other)
+            further = np.where(
+                reply[there],
+                np.isin(flow[there], self.hops.to_flow[back]),
+                np.isin(flow[there], self.hops.from_flow[away]),
+            )
+            result[there] |= further
+        return result
+
+
+def count_hops(
+    hops: Hops, pairs: Mapping[tuple[int, int], PairEvidence], coverage: Coverage, onward: Onward
+) -> HopCounts:
     """Count the packets of every hop and measure its latencies."""
     size = len(hops)
     counts = HopCounts(
@@ -107,7 +143,7 @@ def count_hops(hops: Hops, pairs: Mapping[tuple[int, int], PairEvidence], covera
         for side, (own, other, point, far) in enumerate(((first, second, i, j), (second, first, j, i))):
             if own.flow.size:
                 changed_size = resized(own, lanes[side], other, lanes[1 - side])
-                _missing(counts, pair, own, places[side], changed_size, point, far, coverage)
+                _missing(counts, pair, own, places[side], changed_size, point, far, coverage, onward)
     return counts
 
 
@@ -198,6 +234,7 @@ def _missing(
     point: int,
     other: int,
     coverage: Coverage,
+    onward: Onward,
 ) -> None:
     """Say why the unmatched packets of one side have no match, and count them where they belong."""
     tied = (record.reason == TIED) | place.unsure
@@ -207,6 +244,7 @@ def _missing(
         time = record.time_ns[rows]
         covered = coverage.sure(other, time) & coverage.sure(other, time + pair.margin_ns)
         sending = place.sending[rows]
+        covered &= ~onward.seen(point, other, record.number[rows], record.flow[rows], place.reply[rows])
         verdict = np.where(covered, LOST, UNKNOWABLE)
         verdict = np.where(sending, verdict, NOT_SEEN_UPSTREAM)
         verdict = np.where(changed_size[rows], RESIZED, verdict)

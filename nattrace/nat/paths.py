@@ -81,7 +81,7 @@ def opening_side(flows: Flows) -> NDArray[np.bool_]:
 
 
 def direct(pairs: Mapping[tuple[int, int], Edges], flows: Sequence[Flows]) -> Hops:
-    """Give every edge its direction and drop those that skip a point. Pairs are numbered in sorted order."""
+    """Give every edge its direction. Pairs are numbered in sorted order."""
     columns: list[tuple[NDArray[Any], ...]] = []
     for number, (i, j) in enumerate(sorted(pairs)):
         edges = pairs[i, j]
@@ -109,8 +109,7 @@ def direct(pairs: Mapping[tuple[int, int], Edges], flows: Sequence[Flows]) -> Ho
         none = np.empty(0, np.int64)
         no = np.empty(0, np.bool_)
         return Hops(none, none, no, none, none, none, none, no, no, none, none)
-    hops = Hops(*(np.concatenate(parts) for parts in zip(*columns, strict=True)))
-    return _without_shortcuts(hops, flows)
+    return Hops(*(np.concatenate(parts) for parts in zip(*columns, strict=True)))
 
 
 def _directions(edges: Edges, at_a: Flows, at_b: Flows) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -157,7 +156,7 @@ def _take(hops: Hops, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Hops:
     return Hops(*(getattr(hops, name)[rows] for name in Hops.__dataclass_fields__))
 
 
-def _without_shortcuts(hops: Hops, flows: Sequence[Flows]) -> Hops:
+def without_shortcuts(hops: Hops, flows: Sequence[Flows]) -> Hops:
     """Drop u -> w where u -> v -> w exists: the packets passed v on their way."""
     start = _nodes(hops.from_point, hops.from_flow, flows)
     stop = _nodes(hops.to_point, hops.to_flow, flows)

@@ -295,7 +295,7 @@ def twin_l4(row: dict[str, Any], l4: bytes, length: int, addresses: bytes, *, ro
     if checksum_at is not None and len(l4) >= checksum_at + 2:
         checksum = row["checksum"] = u16(l4, checksum_at)
         pseudo = ones_sum(addresses + struct.pack("!II", length, protocol))
-        offloaded = protocol != 1 and checksum == pseudo
+        offloaded = protocol not in (1, 58) and checksum == pseudo
         absent = protocol in (17, 136) and checksum == 0
         if not (routed or offloaded or absent):
             row["residual_known"] = 1

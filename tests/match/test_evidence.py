@@ -90,6 +90,8 @@ def twin(a: Row, b: Row) -> tuple[int, set[str], bool]:
             bits += 16
             if a[port] == b[port] and a["protocol"] in (TCP, UDP):
                 bits += 8
+    if tcp and min(a["l4_visible"], b["l4_visible"]) < 12 and "ip-id" not in flags:
+        bits = min(bits, evidence.STRONG - 1)  # acknowledgements that cannot be told apart
     conflict = bool(ids and a["ip_id"] != b["ip_id"]) or bool(sums and a["residual"] != b["residual"])
     if not flags & {"same-src", "same-dst", "ip-id", "tcp-seq"}:
         conflict = True
@@ -127,6 +129,7 @@ SYN = {
     [
         (PING | {"content_length": 0}, "a ping whose payload is cut off"),
         (PING | {"residual": 5, "residual_known": True}, "a ping with a checksum alone"),
+        (SYN | {"l4_visible": 8}, "a segment cut before its acknowledgement number"),
         (
             {"protocol": UDP, "src": CLIENT, "dst": SERVER, "dport": 53, "content_length": 1},
             "a one-byte keep-alive",

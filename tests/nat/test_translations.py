@@ -11,6 +11,7 @@ from verdict import check_accounting, crossing, expected, expected_flows, flows_
 import nattrace
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from nattrace import Report
@@ -46,7 +47,8 @@ def assert_exact(truth: Simulated) -> Report:
     return report
 
 
-NATS = {
+#: Protocol, address inside, address of the other side, address of the box: the conversation.
+NATS: dict[str, Callable[[str, str, str, str], Conversation]] = {
     "snat": lambda p, a, s, b: masquerade(p, (a, 4000), (s, 80), 50024, public=b),
     "snat, port kept": lambda p, a, s, b: masquerade(p, (a, 4000), (s, 80), 4000, public=b),
     "null binding, port changed": lambda p, a, s, _: masquerade(p, (a, 4000), (s, 80), 50024, public=a),
