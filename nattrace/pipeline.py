@@ -114,6 +114,7 @@ def _keep_rows(matcher: Matcher, spool: Spool) -> None:
         )
 
     matcher.on_pair = on_pair
+    matcher.on_compact = spool.renumber
     matcher.on_lonely = lambda point, rows: spool.add_unmatched(point, point, rows, None)
 
 

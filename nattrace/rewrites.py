@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from nattrace.model import Direction
     from nattrace.nat.conversations import Conversations
     from nattrace.table import AddressBook
+
+    _ByPoint = list[NDArray[np.int64]]
+    _ByPair = dict[tuple[int, int], NDArray[np.int64]]
+
 
 #: Bytes of spooled packets kept in memory before they go to a temporary file.
 MEMORY_LIMIT_BYTES = 32 * 2**20
@@ -54,6 +58,7 @@ class _Block:
     link: NDArray[np.int64]  #: partial edge; for unmatched packets the running packet number
     backward: NDArray[np.bool_]
     flags: NDArray[np.uint16]  #: for unmatched packets nothing
+    epoch: int = 0  #: how often flows and edges had been numbered anew before
     flow: NDArray[np.int64] | None = None  #: for unmatched packets their partial flow
     near: NDArray[np.uint32] | None = None  #: (rows, n) frames of candidates at the other point, 0 for none
 
@@ -74,6 +79,8 @@ class Spool:
         self._memory_bytes = 0
         self._file: BinaryIO | None = None
         self._index: list[tuple[int, int]] = []  #: (earliest time, offset in the file or in memory)
+        #: how flows (by point) and edges (by pair) were numbered anew, one entry each time
+        self._renumbered: list[tuple[_ByPoint, _ByPair]] = []
 
     def add_matched(
         self, pair: tuple[int, int], a: Rows, b: Rows, edge: NDArray[np.int64], flags: NDArray[np.uint16]
@@ -83,15 +90,36 @@ class Spool:
 
     def add_unmatched(self, point: int, other: int, rows: Rows, near: NDArray[np.uint32] | None) -> None:
         """Keep packets of a point that stayed unmatched at the other one, and the frames they could be."""
-        none = np.zeros(0, np.uint16)
-        block = _Block(
-            (point, other), _columns(rows.table), None, rows.number, rows.backward, none, rows.flow, near
+        self._add(
+            _Block(
+                pair=(point, other),
+                a=_columns(rows.table),
+                b=None,
+                link=rows.number,
+                backward=rows.backward,
+                flags=np.zeros(0, np.uint16),
+                flow=rows.flow,
+                near=near,
+            )
         )
-        self._add(block)
+
+    def renumber(self, flows: _ByPoint, edges: _ByPair) -> None:
+        """Note that partial flow f of point p is now flows[p][f], and edge e of a pair edges[pair][e]."""
+        self._renumbered.append((flows, edges))
+
+    def _in_new_numbers(self, block: _Block) -> _Block:
+        flow, link = block.flow, block.link
+        for flows, edges in self._renumbered[block.epoch :]:
+            if flow is not None:
+                flow = flows[block.pair[0]][flow]
+            elif block.pair in edges:
+                link = edges[block.pair][link]
+        return replace(block, flow=flow, link=link)
 
     def _add(self, block: _Block) -> None:
         if not block.link.size:
             return
+        block.epoch = len(self._renumbered)
         self._memory_bytes += block.size_bytes()
         if self._file is None and self._memory_bytes > MEMORY_LIMIT_BYTES:
             self._spill()
@@ -125,7 +153,7 @@ class Spool:
             else:
                 self._file.seek(offset)
                 block = cast("_Block", pickle.load(self._file))  # noqa: S301 - this process wrote it
-            yield block, order[place + 1][0] if place + 1 < len(order) else 2**62
+            yield self._in_new_numbers(block), order[place + 1][0] if place + 1 < len(order) else 2**62
 
 
 def _columns(table: PacketTable) -> dict[str, NDArray[Any]]:

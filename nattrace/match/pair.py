@@ -49,7 +49,7 @@ _TCP_REACH_NS = 100_000_000
 
 #: Weak evidence must add up to this much, from several packets and nearly without dissent, to bind flows.
 _VOTE_BITS = 60
-_VOTE_PACKETS = 3
+_VOTE_PACKETS = 4
 _VOTE_SHARE = 0.9
 #: How far apart in time two packets may be to vote for their flows.
 _VOTE_WINDOW_NS = 1_000_000_000
@@ -123,9 +123,8 @@ class PairState:
     book: AddressBook
     edges: list[Edges] = field(default_factory=list)
     edge_count: int = 0
-    #: latency samples: partial edge index, direction at the first point, delta ns
-    sample_edge: list[NDArray[np.int32]] = field(default_factory=list)
-    sample_backward: list[NDArray[np.bool_]] = field(default_factory=list)
+    #: latency samples: twice the partial edge index, plus one for backward packets; delta ns
+    sample_lane: list[NDArray[np.int32]] = field(default_factory=list)
     sample_delta: list[NDArray[np.int64]] = field(default_factory=list)
     waiting_a: list[Rows] = field(default_factory=list)
     waiting_b: list[Rows] = field(default_factory=list)
@@ -176,11 +175,35 @@ class PairState:
         member += self.edge_count
         self.edges.append(edges)
         self.edge_count += len(edges)
-        self.sample_edge.append(member.astype(np.int32))
-        self.sample_backward.append(backward)
+        self.sample_lane.append((member.astype(np.int32) << np.int32(1)) | backward)
         self.sample_delta.append(delta)
         if self.on_match is not None:
             self.on_match(rows_a.take(a), rows_b.take(b), member, found.flags)
+
+    def compact(self, flows_a: NDArray[np.int64], flows_b: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Merge partial edges, and follow flows to their new numbers; return the new number of every edge."""
+        edges, member = merge_edges(self.edges, flows_a, flows_b)
+        self.edges, self.edge_count = [edges], len(edges)
+        self.sample_lane = [self.lanes(member)]
+        for flows, waiting, unmatched in (
+            (flows_a, self.waiting_a, self.unmatched_a),
+            (flows_b, self.waiting_b, self.unmatched_b),
+        ):
+            for rows in waiting:
+                rows.flow = flows[rows.flow]
+            for record in unmatched:
+                record.flow = flows[record.flow]
+        return member
+
+    def lanes(self, member: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Return the lanes of all samples after edge e has become edge member[e]."""
+        lanes = np.concatenate([*self.sample_lane, np.empty(0, np.int32)])
+        if not lanes.size:
+            return lanes
+        of_lane = member.astype(np.int32).repeat(2) << np.int32(1)
+        of_lane[1::2] |= np.int32(1)
+        renumbered: NDArray[np.int32] = of_lane[lanes]
+        return renumbered
 
     # -- step 1 and 2: keys and evidence -------------------------------------------------------------
 
@@ -234,6 +257,8 @@ class PairState:
         if reach is not None:
             limit = np.where(tcp, max(reach, _TCP_REACH_NS), reach)
             good &= told_apart | (apart <= limit)
+        else:
+            good &= told_apart | tcp | (apart <= _VOTE_WINDOW_NS)
         if not good.all():
             a, b, flags = a[good], b[good], flags[good]
         return Matches(a, b, flags)
@@ -380,6 +405,7 @@ class PairState:
         # what an elected binding says of times comes from its typical pairs only, see `_typical`
         voters = np.flatnonzero(elected[member])
         voters = voters[_typical(delta[voters])]
+        voters = voters[_causal(member[voters], backward[voters], delta[voters], len(votes))]
         if self.reach_ns() is None:
             self.learn(delta[voters])
         member, backward = member[voters], backward[voters]
@@ -430,7 +456,12 @@ class PairState:
             floor_ns=_FLOOR_NS if usual is None else max(usual // 2, _FLOOR_NS),
             margin=_MARGIN, rounds=4,
         )  # fmt: skip
-        a, b = on_a[np.concatenate([ua, left_a[a]])], on_b[np.concatenate([ub, left_b[b]])]
+        near_a, near_b = np.concatenate([ua, left_a[a]]), np.concatenate([ub, left_b[b]])
+        a, b = on_a[near_a], on_b[near_b]
+        # a packet of this way that is seen at the wrong end first is another one
+        delta = rows_b.table.time_ns[b] - rows_a.table.time_ns[a]
+        onward = np.sign(delta) * np.sign(shift[near_a]) >= 0
+        a, b = a[onward], b[onward]
         _, flags, conflict = evidence.weigh(rows_a.table, a, rows_b.table, b, self.book)
         flags |= np.uint16(evidence.BINDING)
         return Matches(a[~conflict], b[~conflict], flags[~conflict])
@@ -469,6 +500,23 @@ def _without(rows: NDArray[np.int64], chosen: NDArray[np.int64], total: int) -> 
     return np.flatnonzero(mask)
 
 
+def _causal(
+    member: NDArray[np.int64], backward: NDArray[np.bool_], delta: NDArray[np.int64], edges: int
+) -> NDArray[np.bool_]:
+    """Return which pairs belong to an edge whose two directions can be one path, whatever the clocks.
+
+    On a path from the first point to the second every forward packet is seen later at the second point,
+    by the clocks' offset and the way, and every backward packet earlier: the two never overlap.
+    """
+    high = np.full((2, edges), -(2**62), np.int64)
+    low = np.full((2, edges), 2**62, np.int64)
+    np.maximum.at(high, (backward.astype(np.int64), member), delta)
+    np.minimum.at(low, (backward.astype(np.int64), member), delta)
+    apart = (low[0] >= high[1]) | (low[1] >= high[0])
+    result: NDArray[np.bool_] = apart[member]
+    return result
+
+
 def _typical(deltas: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return which latencies are not far above the median: an election tolerates some wrong votes."""
     apart = np.abs(deltas)
@@ -493,8 +541,10 @@ def edge_of(
     surround it in time, or the first or last one for a packet before or after all of them; a packet
     between two bindings, or inside both, is on neither.
     """
-    order = np.lexsort((edges.first_ns, edge_flow))
+    order = np.argsort(edge_flow, kind="stable")  # nearly free: merged edges come in order of flow_a
     owner = edge_flow[order]
+    if (owner[1:] == owner[:-1]).any():
+        order = np.lexsort((edges.first_ns, edge_flow))
     low = np.searchsorted(owner, flow, "left")
     high = np.searchsorted(owner, flow, "right")
     result = np.full(flow.size, -1, np.int64)

@@ -100,6 +100,11 @@ class Window:
             array[self._size : stop] = column
         self._size = stop
 
+    def renumber_flows(self, flows: NDArray[np.int64]) -> None:
+        """Replace every row's partial flow index f by flows[f]."""
+        column = self._arrays[len(COLUMNS) + _EXTRA.index("flow")][: self._size]
+        column[:] = flows[column]
+
     def keep(self, rows: NDArray[np.int64]) -> None:
         """Drop all rows but the given ones (ascending indices)."""
         for array in self._arrays:

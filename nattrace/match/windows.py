@@ -33,6 +33,9 @@ WINDOW_PACKETS = 131_072
 #: seconds (a full 1000-packet queue at 1 Mbit/s: 12 s); nothing forwards a packet after half a minute.
 REACH_NS = 30_000_000_000
 
+#: Partial flows of one point that may pile up before they, and the edges between them, are merged: some 30 MB.
+COMPACT_FLOWS = 262_144
+
 #: With more points than this, pairs without a common key are skipped instead of matched.
 _FEW_POINTS = 3
 
@@ -66,6 +69,18 @@ class PointState:
             found = self._found[other] = grown
         return found[: self.decoded]
 
+    def piled_up(self) -> int:
+        """Return how many partial flows came since the last merge, less as many as the merge left."""
+        merged = len(self.flows[0]) if self.flows else 0
+        return self.flow_count - 2 * merged
+
+    def adopt_merged(self) -> NDArray[np.int64]:
+        """Put the merged flows in the place of the partial ones; return the new number of every old one."""
+        merged, member = self.merged_flows()
+        self.flows, self.flow_count, self._merged = [merged], len(merged), None
+        self.window.renumber_flows(member)
+        return member
+
     def merged_flows(self) -> tuple[Flows, NDArray[np.int64]]:
         """Return the flows seen so far, and which of them each partial flow became."""
         if self._merged is None or self._merged[0] != len(self.flows):
@@ -80,6 +95,10 @@ class Matcher:
     book: AddressBook
     on_pair: Callable[[int, int, PairState], None] | None = None  #: told of every new pair of points
     on_lonely: Callable[[int, Rows], None] | None = None  #: given the packets of points without a second one
+    #: told when partial flows and edges get new numbers: (by point, by pair) new number of every old one
+    on_compact: Callable[[list[NDArray[np.int64]], dict[tuple[int, int], NDArray[np.int64]]], None] | None = (
+        None
+    )
     points: list[PointState] = field(default_factory=list)
     pairs: dict[tuple[int, int], PairState] = field(default_factory=dict)
 
@@ -110,6 +129,8 @@ class Matcher:
         for i, j in self._worth_trying(rows):
             self._match(i, j, rows[i], rows[j])
         self._leave(horizon_ns, rows)
+        if horizon_ns is not None and any(state.piled_up() > COMPACT_FLOWS for state in self.points):
+            self._compact()
 
     def finish(self) -> None:
         """Match the last window and decide all that waited."""
@@ -192,6 +213,13 @@ class Matcher:
             if ready.size > keep:
                 limit = max(limit, int(np.partition(ready, ready.size - keep)[ready.size - keep]))
         return limit
+
+    def _compact(self) -> None:
+        """Merge what has piled up, so that memory follows the number of flows and not that of packets."""
+        members = [state.adopt_merged() if state.flows else np.empty(0, np.int64) for state in self.points]
+        edges = {(i, j): pair.compact(members[i], members[j]) for (i, j), pair in self.pairs.items()}
+        if self.on_compact is not None:
+            self.on_compact(members, edges)
 
     def _resolve(self, i: int, j: int) -> None:
         a, b = self.points[i], self.points[j]

@@ -97,15 +97,13 @@ def _evidence(
 ) -> tuple[PairEvidence, NDArray[np.int64]]:
     """Merge one pair's parts; return them and the merged edge of every partial edge."""
     edges, member = merge_edges(state.edges, flows_a, flows_b)
-    none = np.empty(0, np.int64)
-    sample_edge = np.concatenate([*state.sample_edge, np.empty(0, np.int32)])
-    state.sample_edge.clear()  # memory: the samples are the largest part
+    lanes = state.lanes(member)
+    state.sample_lane.clear()  # memory: the samples are the largest part
     return (
         PairEvidence(
             edges=edges,
-            sample_edge=member.astype(np.int32)[sample_edge] if sample_edge.size else sample_edge,
-            sample_backward=np.concatenate([*state.sample_backward, np.empty(0, np.bool_)]),
-            sample_delta=np.concatenate([*state.sample_delta, none]),
+            sample_lane=lanes,
+            sample_delta=np.concatenate([*state.sample_delta, np.empty(0, np.int64)]),
             unmatched=(
                 Unmatched.concatenate(state.unmatched_a, flows_a),
                 Unmatched.concatenate(state.unmatched_b, flows_b),

@@ -54,8 +54,7 @@ class PairEvidence:
     """What matching found between two points, with all flow and edge numbers merged."""
 
     edges: Edges
-    sample_edge: NDArray[np.int32]
-    sample_backward: NDArray[np.bool_]
+    sample_lane: NDArray[np.int32]  #: twice the edge index, plus one for backward packets
     sample_delta: NDArray[np.int64]
     unmatched: tuple[Unmatched, Unmatched]  #: first point's, second point's; merged flow numbers
     margin_ns: int  #: how much later the other point may see a packet
@@ -157,25 +156,31 @@ def _matched(counts: HopCounts, hops: Hops, mine: NDArray[np.int64], edges: Edge
 
 def _latencies(counts: HopCounts, hops: Hops, hop_of_edge: NDArray[np.int64], pair: PairEvidence) -> None:
     """Order the latency samples of every hop and direction with one sort of packed values."""
-    if not pair.sample_edge.size:
+    if not pair.sample_lane.size or not len(hops):
         return
-    hop = hop_of_edge[pair.sample_edge]
-    kept = hop >= 0
-    if kept.all():
-        backward, delta = pair.sample_backward, pair.sample_delta
-    else:
-        hop, backward, delta = hop[kept], pair.sample_backward[kept], pair.sample_delta[kept]
-    if not hop.size:
-        return
-    forward_a = hops.forward ^ (hops.reverse & hops.swap)
-    reply = backward == forward_a[hop]
+    # what a lane means is worked out once for every edge and direction, not for every sample
+    hop = hop_of_edge.repeat(2)
+    backward = np.tile(np.array([False, True]), hop_of_edge.size)
+    place = np.maximum(hop, 0)
+    forward_a = hops.forward[place] ^ (hops.reverse[place] & hops.swap[place])
+    reply = backward == forward_a
     # original runs from a to b unless the hop is reverse; replies run the other way
-    delta = np.where(reply == hops.reverse[hop], delta, -delta)
+    sign = np.where(reply == hops.reverse[place], np.int8(1), np.int8(-1))
+    code = (hop << 1) | reply
+    lane_of_sample, delta = pair.sample_lane, pair.sample_delta
+    if (hop < 0).any():
+        kept = hop[lane_of_sample] >= 0
+        lane_of_sample, delta = lane_of_sample[kept], delta[kept]
+        if not delta.size:
+            return
     span = np.uint64(36)  # REACH_NS is below 2**35 on either side of zero
     half = np.int64(2**35)
-    packed = (hop.astype(np.uint64) << np.uint64(1)) | reply
+    packed = code[lane_of_sample].astype(np.uint64)
     packed <<= span
-    packed |= (np.clip(delta, -half, half - 1) + half).astype(np.uint64)
+    signed = delta * sign[lane_of_sample]
+    np.clip(signed, -half, half - 1, out=signed)
+    signed += half
+    packed |= signed.view(np.uint64)
     packed.sort()
     lane = packed >> span
     starts = np.flatnonzero(np.concatenate([[True], lane[1:] != lane[:-1]]))
