@@ -20,21 +20,21 @@ def may_fork() -> bool:
     return sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1 and threading.active_count() == 1
 
 
-def lines_of_both(first: Callable[[], Iterator[str]], second: Callable[[], Iterator[str]]) -> Iterator[str]:
-    """Give the lines of `first`, then those of `second`, which another process makes in the meantime.
+def texts_of_both(
+    first: Callable[[], Iterator[str]], second: Callable[[], Iterator[str]], separator: str
+) -> Iterator[str]:
+    """Give the texts of `first`, then those of `second`, which another process makes in the meantime.
 
-    Lines are ASCII and contain no line break. A process that fails costs time only: its lines are then
-    made here.
+    Texts are ASCII; those of the other process come joined into one. A process that fails costs time only:
+    its texts are then made here.
     """
     store = os.memfd_create("nattrace")
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            with open(store, "w", encoding="ascii", newline="\n", closefd=False) as stream:
-                for line in second():
-                    stream.write(line)
-                    stream.write("\n")
+            with open(store, "wb", closefd=False) as stream:
+                stream.writelines((separator + text if number else text).encode("ascii") for number, text in enumerate(second()))
             code = 0
         finally:
             os._exit(code)
@@ -46,11 +46,10 @@ def lines_of_both(first: Callable[[], Iterator[str]], second: Callable[[], Itera
             yield from second()
             return
         os.lseek(store, 0, os.SEEK_SET)
-        with open(store, encoding="ascii", newline="\n", closefd=False) as stream:
-            for line in stream:
-                yield line[:-1]
+        with open(store, "rb", closefd=False) as stream:
+            yield stream.read().decode("ascii")
     finally:
         os.close(store)
-        if child:  # nobody wants the lines any more
+        if child:  # nobody wants the texts any more
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)

@@ -12,16 +12,11 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from nattrace import __version__
-from nattrace.diagnose import diagnose
 from nattrace.errors import UsageError
 from nattrace.ingest import ReadOptions, open_capture, parse_sources, unique_names
 from nattrace.ingest.capture import FileCapture
-from nattrace.match.intake import take_in
-from nattrace.match.windows import Matcher
+from nattrace.match.intake import Intake
 from nattrace.model import Accounting, Clock, Point
-from nattrace.nat.assemble import assemble
-from nattrace.report_object import FlowSequence, Report
-from nattrace.rewrites import Rewrites, Spool
 
 if TYPE_CHECKING:
     import os
@@ -29,7 +24,10 @@ if TYPE_CHECKING:
 
     from nattrace.ingest import Capture, PointInfo, Source
     from nattrace.match.pair import PairState
+    from nattrace.match.windows import Matcher
     from nattrace.nat.assemble import Assembly
+    from nattrace.report_object import Report
+    from nattrace.rewrites import Spool
 
 _DAY_NS = 86_400 * 10**9
 
@@ -68,16 +66,21 @@ def analyze(
     captures, sizes = [capture for capture, _ in opened], [size for _, size in opened]
     options.comparable_bytes = min(capture.comparable_bytes() for capture in captures)
     options.comparable_content = not any(getattr(capture, "printed", False) for capture in captures)
-
     options.day_ns = _first_day_ns(captures)
 
-    spool = Spool() if rows else None
-    matcher = Matcher(options.book)
-    if spool is not None:
-        _keep_rows(matcher, spool)
-    infos, set_aside = take_in(
-        captures, sizes, options, matcher, _Progress(progress, sum(sizes)) if progress is not None else None
-    )
+    with Intake(captures, sizes, options) as intake:
+        # Workers read large files from here on; what this process needs later is loaded meanwhile.
+        from nattrace.diagnose import diagnose  # noqa: PLC0415
+        from nattrace.match.windows import Matcher  # noqa: PLC0415
+        from nattrace.nat.assemble import assemble  # noqa: PLC0415
+        from nattrace.report_object import FlowSequence, Report  # noqa: PLC0415
+        from nattrace.rewrites import Rewrites, Spool  # noqa: PLC0415
+
+        spool, matcher = Spool(), Matcher(options.book)
+        if rows:
+            _keep_rows(matcher, spool)
+        told = None if progress is None else _Progress(progress, sum(sizes))
+        infos, set_aside = intake.run(matcher, told)
     names = unique_names(infos)
     found = assemble(matcher, infos, options.book)
 
@@ -92,7 +95,7 @@ def analyze(
         findings=tuple(diagnose(in_order, flows)),
         accounting=_accounting(infos, set_aside, found),
         rewrites=Rewrites(
-            spool=spool or Spool(),
+            spool=spool,
             conversations=found.conversations,
             names=names,
             dated=[p.dated for p in points],

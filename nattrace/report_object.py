@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nattrace.table import AddressBook
 
 #: Flows turned into objects at a time: enough to make column access cheap, few enough to hold no memory.
-_BLOCK = 2048
+_BLOCK = 256
 
 _UNMEASURED = Latency(measurable=False, min_ns=None, median_ns=None, p99_ns=None, max_ns=None)
 
@@ -57,11 +57,11 @@ class FlowSequence(Sequence[Flow]):
         for start in range(0, len(self), _BLOCK):
             yield from self._block(start, min(start + _BLOCK, len(self)))
 
-    def json_lines(self, undated: frozenset[str]) -> Iterator[str]:
-        """Give the JSON text of every flow, without making the objects."""
-        from nattrace.report.flow_lines import flow_lines  # noqa: PLC0415 - only the JSON report needs it
+    def json_texts(self, undated: frozenset[str]) -> Iterator[str]:
+        """Give the JSON texts of all flows, several at a time and joined by commas, without making the objects."""
+        from nattrace.report.flow_lines import flow_texts  # noqa: PLC0415 - only the JSON report needs it
 
-        return flow_lines(self._c, self._names, self._book, undated)
+        return flow_texts(self._c, self._names, self._book, undated)
 
     def _block(self, start: int, stop: int) -> list[Flow]:
         c, names, text = self._c, self._names, self._text

@@ -8,6 +8,7 @@ Formats: RFC 792, RFC 768, RFC 9293, RFC 3828, RFC 9260, RFC 4340, RFC 4443.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -254,6 +255,15 @@ def _fold(total: NDArray[np.uint64]) -> NDArray[np.uint64]:
     total = (total & 0xFFFF) + (total >> 16)
     total = (total & 0xFFFF) + (total >> 16)
     return (total & 0xFFFF) + (total >> 16)
+
+
+@cache
+def fillings() -> NDArray[np.uint64]:
+    """Return the content hashes of 1 to 32 equal bytes, sorted: what a sender fills a payload with."""
+    buffer = np.repeat(np.arange(256, dtype=np.uint8), CONTENT_BYTES)
+    length = np.tile(np.arange(1, CONTENT_BYTES + 1), 256)
+    at = np.repeat(np.arange(256) * CONTENT_BYTES, CONTENT_BYTES)
+    return np.sort(_content_hash(buffer, at, length))
 
 
 def _content_hash(

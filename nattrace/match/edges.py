@@ -108,11 +108,17 @@ def group_lanes(
     member = members(order, starts)
     leader = order[starts]
     turned = backward[leader]
-    time = time_ns[order]
-    ttl = np.add.reduceat(ttl_drop[order], starts)
+    sizes = np.diff(np.append(starts, order.size))
+    if (time_ns[1:] >= time_ns[:-1]).all():
+        # in order of time, as captures mostly are: a group's first pair is its earliest
+        first, last = time_ns[leader], time_ns[order[starts + sizes - 1]]
+    else:
+        time = time_ns[order]
+        first, last = np.minimum.reduceat(time, starts), np.maximum.reduceat(time, starts)
     delta = np.add.reduceat(delta_ns[order], starts)
-    sizes = np.diff(np.append(starts, order.size)).astype(np.int32)
-    ttl = ttl.astype(np.int32)  # of one window: at most 255 times its packets
+    sizes = sizes.astype(np.int32)
+    # of one window: at most 255 times its packets
+    ttl = np.add.reduceat(ttl_drop[order], starts).astype(np.int32)
     none = np.int32(0)
     edges = Edges(
         flow_a=flow_a[leader].astype(np.int32),
@@ -120,8 +126,8 @@ def group_lanes(
         swap=swap[leader],
         forward=np.where(turned, none, sizes),
         backward=np.where(turned, sizes, none),
-        first_ns=np.minimum.reduceat(time, starts),
-        last_ns=np.maximum.reduceat(time, starts),
+        first_ns=first,
+        last_ns=last,
         ttl_forward=np.where(turned, none, ttl),
         ttl_backward=np.where(turned, ttl, none),
         delta_forward=np.where(turned, 0, delta),

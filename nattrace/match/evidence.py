@@ -121,6 +121,12 @@ def weigh(
     return bits, flags, conflict
 
 
+def said_bits(table: PacketTable, rows: NDArray[np.int64]) -> NDArray[np.int16]:
+    """Return how many of a pair's bits are for what the packets say: payload or, at least, its checksum."""
+    result: NDArray[np.int16] = _CONTENT_BITS[np.minimum(table.content_length[rows], 8)]
+    return result
+
+
 def names(flags: int) -> tuple[str, ...]:
     """Spell evidence flags as the report prints them."""
     return tuple(name for n, name in enumerate(_NAMES) if flags >> n & 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from nattrace.match.prepare import Preparation
 from nattrace.match.workers import Worker, worthwhile
@@ -32,38 +32,45 @@ class _Reading:
     newest_ns: int = -(2**62)
 
 
-def take_in(
-    captures: Sequence[Capture],
-    sizes_bytes: Sequence[int],
-    options: ReadOptions,
-    matcher: Matcher,
-    progress: Callable[[int], None] | None,
-) -> tuple[list[PointInfo], list[Counter[str]]]:
-    """Read all captures to their ends and match them.
+class Intake:
+    """Captures being read. Large files are read by workers from the moment this is made.
 
-    `sizes_bytes` are the sizes of the captures' files, 0 where unknown. `progress` is told the bytes of
-    every chunk. Returns the points in the order of the matcher's numbers, and what was set aside at each.
+    `sizes_bytes` are the sizes of the captures' files, 0 where unknown. Use as a context manager: leaving it
+    ends the workers.
     """
-    points: list[tuple[_Reading, int]] = []
 
-    def number_of(reading: _Reading, local: int) -> int:
-        number = reading.numbers.get(local)
-        if number is None:
-            number = reading.numbers[local] = len(points)
-            points.append((reading, local))
-            matcher.add_point()
-        return number
+    def __init__(self, captures: Sequence[Capture], sizes_bytes: Sequence[int], options: ReadOptions) -> None:
+        self._stack = ExitStack()
+        self._readings: list[_Reading] = []
+        self._points: list[tuple[_Reading, int]] = []
+        try:
+            for capture, size_bytes in zip(captures, sizes_bytes, strict=True):
+                source: Preparation | Worker
+                if len(captures) > 1 and worthwhile(size_bytes):
+                    source = self._stack.enter_context(closing(Worker(capture, options)))
+                else:
+                    source = Preparation(capture, options)
+                self._readings.append(_Reading(source, source.chunks()))
+        except BaseException:
+            self._stack.close()
+            raise
 
-    with ExitStack() as stack:
-        readings: list[_Reading] = []
-        for capture, size_bytes in zip(captures, sizes_bytes, strict=True):
-            source: Preparation | Worker
-            if len(captures) > 1 and worthwhile(size_bytes):
-                source = stack.enter_context(closing(Worker(capture, options)))
-            else:
-                source = Preparation(capture, options)
-            readings.append(_Reading(source, source.chunks()))
-        active = list(readings)
+    def __enter__(self) -> Self:
+        """Return self."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the workers."""
+        self._stack.close()
+
+    def run(
+        self, matcher: Matcher, progress: Callable[[int], None] | None
+    ) -> tuple[list[PointInfo], list[Counter[str]]]:
+        """Read all captures to their ends and match them; `progress` is told the bytes of every chunk.
+
+        Returns the points in the order of the matcher's numbers, and what was set aside at each, by reason.
+        """
+        active = list(self._readings)
         while active:
             reading = min(active, key=lambda r: r.newest_ns)
             chunk = next(reading.chunks, None)
@@ -71,18 +78,27 @@ def take_in(
                 active.remove(reading)
                 continue
             reading.newest_ns = max(reading.newest_ns, int(chunk.rows.table.time_ns.max()))
-            matcher.add(number_of(reading, chunk.point), chunk.rows, chunk.flows)
+            matcher.add(self._number(reading, chunk.point, matcher), chunk.rows, chunk.flows)
             if progress is not None:
                 progress(chunk.size_bytes)
             if matcher.full():
                 matcher.advance(min((r.newest_ns for r in active), default=None))
-        outcomes = {id(reading): reading.source.outcome() for reading in readings}
-    for reading in readings:
-        # points without a usable packet are points all the same
-        for local in range(len(outcomes[id(reading)].points)):
-            number_of(reading, local)
-    matcher.finish()
-    return (
-        [outcomes[id(reading)].points[local] for reading, local in points],
-        [outcomes[id(reading)].set_aside[local] for reading, local in points],
-    )
+        outcomes = {id(reading): reading.source.outcome() for reading in self._readings}
+        for reading in self._readings:
+            # points without a usable packet are points all the same
+            for local in range(len(outcomes[id(reading)].points)):
+                self._number(reading, local, matcher)
+        matcher.finish()
+        return (
+            [outcomes[id(reading)].points[local] for reading, local in self._points],
+            [outcomes[id(reading)].set_aside[local] for reading, local in self._points],
+        )
+
+    def _number(self, reading: _Reading, local: int, matcher: Matcher) -> int:
+        """Return the number of a capture's point among all points, giving it one when it is new."""
+        number = reading.numbers.get(local)
+        if number is None:
+            number = reading.numbers[local] = len(self._points)
+            self._points.append((reading, local))
+            matcher.add_point()
+        return number

@@ -48,7 +48,7 @@ _UNIQUE_REACH_NS = 10_000_000
 _TCP_REACH_NS = 100_000_000
 
 #: Weak evidence must add up to this much, from several packets and nearly without dissent, to bind flows.
-_VOTE_BITS = 60
+_VOTE_BITS = 90
 _VOTE_PACKETS = 4
 _VOTE_SHARE = 0.9
 #: How far apart in time two packets may be to vote for their flows.
@@ -389,6 +389,9 @@ class PairState:
         a, b, bits, flags = a[~conflict], b[~conflict], bits[~conflict], flags[~conflict]
         if not a.size:
             return Edges.empty()
+        # what everybody says all the time says nothing of who is who
+        common = rows_a.common[a] | rows_b.common[b]
+        bits[common] -= evidence.said_bits(rows_a.table, a[common])
         backward = rows_a.backward[a]
         time = rows_a.table.time_ns[a]
         delta = rows_b.table.time_ns[b] - time
@@ -405,7 +408,8 @@ class PairState:
         # what an elected binding says of times comes from its typical pairs only, see `_typical`
         voters = np.flatnonzero(elected[member])
         voters = voters[_typical(delta[voters])]
-        voters = voters[_causal(member[voters], backward[voters], delta[voters], len(votes))]
+        drop = rows_a.table.ttl[a[voters]].astype(np.int64) - rows_b.table.ttl[b[voters]]
+        voters = voters[_causal(member[voters], backward[voters], delta[voters], drop, len(votes))]
         if self.reach_ns() is None:
             self.learn(delta[voters])
         member, backward = member[voters], backward[voters]
@@ -473,13 +477,14 @@ def commonplace(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
     Never so for TCP, where the sequence number tells packets apart.
     """
     if rows.said is None:
-        others = np.flatnonzero(rows.table.protocol != TCP)
-        rows.said = np.sort(commonplace_keys(rows.table, others))
+        said = np.sort(commonplace_keys(rows.table, np.flatnonzero(rows.table.protocol != TCP)))
+        rows.said = said[1:][said[1:] == said[:-1]]
     result = np.zeros(chosen.size, np.bool_)
     asked = np.flatnonzero(rows.table.protocol[chosen] != TCP)
-    wanted = commonplace_keys(rows.table, chosen[asked])
-    low, high = (np.searchsorted(rows.said, wanted, side) for side in ("left", "right"))
-    result[asked] = high - low > 1
+    if asked.size and rows.said.size:
+        wanted = commonplace_keys(rows.table, chosen[asked])
+        place = np.minimum(np.searchsorted(rows.said, wanted), rows.said.size - 1)
+        result[asked] = rows.said[place] == wanted
     return result
 
 
@@ -501,19 +506,29 @@ def _without(rows: NDArray[np.int64], chosen: NDArray[np.int64], total: int) -> 
 
 
 def _causal(
-    member: NDArray[np.int64], backward: NDArray[np.bool_], delta: NDArray[np.int64], edges: int
+    member: NDArray[np.int64],
+    backward: NDArray[np.bool_],
+    delta: NDArray[np.int64],
+    ttl_drop: NDArray[np.int64],
+    edges: int,
 ) -> NDArray[np.bool_]:
     """Return which pairs belong to an edge whose two directions can be one path, whatever the clocks.
 
     On a path from the first point to the second every forward packet is seen later at the second point,
-    by the clocks' offset and the way, and every backward packet earlier: the two never overlap.
+    by the clocks' offset and the way, and every backward packet earlier: the two never overlap. And the
+    TTL falls the same way.
     """
     high = np.full((2, edges), -(2**62), np.int64)
     low = np.full((2, edges), 2**62, np.int64)
     np.maximum.at(high, (backward.astype(np.int64), member), delta)
     np.minimum.at(low, (backward.astype(np.int64), member), delta)
-    apart = (low[0] >= high[1]) | (low[1] >= high[0])
-    result: NDArray[np.bool_] = apart[member]
+    both = (high > -(2**62)).all(axis=0)
+    first_to_second, second_to_first = low[0] >= high[1], low[1] >= high[0]
+    possible = ~both | first_to_second | second_to_first
+    way = np.where(first_to_second == second_to_first, 0, np.where(first_to_second, 1, -1))
+    uphill = np.sign(ttl_drop) * np.where(backward, -1, 1) * np.where(both, way, 0)[member] < 0
+    possible[member[uphill]] = False
+    result: NDArray[np.bool_] = possible[member]
     return result
 
 

@@ -28,7 +28,7 @@ class Rows:
     number: NDArray[np.int64]  #: running number among the point's decoded packets
     flow: NDArray[np.int64]  #: index of the point's partial flow; -1 until grouped
     common: NDArray[np.bool_]  #: others in its window said the very same; only known of rows that wait
-    said: NDArray[np.uint64] | None = None  #: no column: what the packets say, sorted; see `commonplace`
+    said: NDArray[np.uint64] | None = None  #: no column: what several packets say, sorted; see `commonplace`
 
     def __len__(self) -> int:
         """Packets."""

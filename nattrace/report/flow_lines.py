@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nattrace.forking import lines_of_both, may_fork
+from nattrace.forking import may_fork, texts_of_both
 from nattrace.nat.conversations import STATUS_NAMES, changed_fields, nat_kind
 from nattrace.report.escape import json_string
 from nattrace.table import ICMP, ICMPV6, PORTED, protocol_name
@@ -32,21 +32,21 @@ _WORTH_A_FORK = 16_384
 _UNMEASURED = '"measurable": false, "min_ns": null, "median_ns": null, "p99_ns": null, "max_ns": null'
 
 
-def flow_lines(
+def flow_texts(
     c: Conversations, names: Sequence[str], book: AddressBook, undated: frozenset[str]
 ) -> Iterator[str]:
-    """Give the JSON text of every flow, in the order of their ids."""
+    """Give the JSON texts of all flows in the order of their ids, several at a time, joined by a comma and a line break."""
     quoted = [json_string(name) for name in names]
     dated = [name not in undated for name in names]
     text = lru_cache(maxsize=262_144)(book.text)
 
     def some(start: int, stop: int) -> Iterator[str]:
         for low in range(start, stop, _BLOCK):
-            yield from _block(c, low, min(low + _BLOCK, stop), quoted, dated, text)
+            yield ",\n".join(_block(c, low, min(low + _BLOCK, stop), quoted, dated, text))
 
     half = len(c) // 2
     if len(c) >= _WORTH_A_FORK and may_fork():
-        return lines_of_both(lambda: some(0, half), lambda: some(half, len(c)))
+        return texts_of_both(lambda: some(0, half), lambda: some(half, len(c)), ",\n")
     return some(0, len(c))
 
 

@@ -65,8 +65,11 @@ def write_json(data: ReportView, stream: TextIO) -> None:
     stream.write(f'{{"schema": "{SCHEMA}",\n"generator": {generator},\n"points": [')
     _write_lines(stream, (json.dumps(point_dict(point)) for point in data.points))
     stream.write('],\n"flows": [')
-    lines = getattr(data.flows, "json_lines", None)
-    _write_lines(stream, lines(undated) if lines else (flow_json(flow, undated) for flow in data.flows))
+    texts = getattr(data.flows, "json_texts", None)
+    if texts is None:
+        _write_lines(stream, (flow_json(flow, undated) for flow in data.flows))
+    else:
+        _write_lines(stream, texts(undated), per_write=1)
     stream.write('],\n"findings": [')
     _write_lines(stream, (json.dumps(finding_dict(finding)) for finding in data.findings))
     stream.write(f'],\n"accounting": {json.dumps(accounting_dict(data.accounting))}}}\n')
@@ -307,11 +310,11 @@ def _counts(counts: Mapping[str, int]) -> dict[str, int]:
     return {well_formed(reason): counts[reason] for reason in sorted(counts)}
 
 
-def _write_lines(stream: TextIO, items: Iterable[str]) -> None:
+def _write_lines(stream: TextIO, items: Iterable[str], per_write: int = FLOWS_PER_WRITE) -> None:
     """Write JSON values one a line, separated by commas, after an opening bracket that is already written."""
     remaining = iter(items)
     separator = "\n"
-    while batch := list(islice(remaining, FLOWS_PER_WRITE)):
+    while batch := list(islice(remaining, per_write)):
         stream.write(separator + ",\n".join(batch))
         separator = ",\n"
     if separator != "\n":
