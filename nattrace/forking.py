@@ -34,7 +34,10 @@ def texts_of_both(
         code = 1
         try:
             with open(store, "wb", closefd=False) as stream:
-                stream.writelines((separator + text if number else text).encode("ascii") for number, text in enumerate(second()))
+                stream.writelines(
+                    (separator + text if number else text).encode("ascii")
+                    for number, text in enumerate(second())
+                )
             code = 0
         finally:
             os._exit(code)

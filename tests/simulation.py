@@ -50,8 +50,8 @@ class Conversation:
     points: tuple[str, ...]
     seen: tuple[Seen, ...]
     bridged: bool = False  #: the TTL is the same everywhere
-    seq: int = 0  #: next TCP sequence number of either side, or the ICMP sequence number
-    ack: int = 0
+    seq: int = 0  #: the client's next TCP sequence number or SCTP TSN, or the ICMP sequence number
+    ack: int = 0  #: the server's next TCP sequence number or SCTP TSN
     tag: int = 0  #: SCTP verification tag
     sent: int = 0
 
@@ -166,6 +166,10 @@ class Network:
                 conversation.ack = (conversation.ack + len(payload)) & 0xFFFFFFFF
             elif conversation.protocol == "tcp":
                 conversation.seq = (conversation.seq + len(payload)) & 0xFFFFFFFF
+            elif conversation.protocol == "sctp" and reply:
+                conversation.ack = (conversation.ack + 1) & 0xFFFFFFFF
+            elif conversation.protocol == "sctp":
+                conversation.seq = (conversation.seq + 1) & 0xFFFFFFFF
             elif reply:
                 conversation.seq = (conversation.seq + 1) & 0xFFFF
         return serials
@@ -224,7 +228,7 @@ def _packet(
             sport=source.port, dport=target.port, seq=seq, ack=ack, flags=flags, win=501, data=payload
         )
     else:
-        upper = _sctp(source.port, target.port, c.tag, payload)
+        upper = _sctp(source.port, target.port, c.tag, seq, payload)
     if c.version == 4:
         packet = dpkt.ip.IP(src=source.address, dst=target.address, p=number, ttl=ttl, id=ip_id, data=upper)
         packet.len = len(packet)
@@ -236,9 +240,10 @@ def _packet(
     return bytes(packet)
 
 
-def _sctp(sport: int, dport: int, tag: int, payload: bytes) -> bytes:
-    """Return an SCTP packet with one chunk (RFC 9260 section 3); dpkt's own class pads no chunk."""
-    chunk = struct.pack(">BBH", 0, 3, 4 + len(payload)) + payload + b"\0" * (-len(payload) % 4)
+def _sctp(sport: int, dport: int, tag: int, tsn: int, payload: bytes) -> bytes:
+    """Return an SCTP packet with one DATA chunk (RFC 9260 section 3.3.1); dpkt's own class pads no chunk."""
+    chunk = struct.pack(">BBHIHHI", 0, 3, 16 + len(payload), tsn, 0, 0, 0) + payload
+    chunk += b"\0" * (-len(payload) % 4)
     header = struct.pack(">HHI", sport, dport, tag)
     crc = dpkt.crc32c.done(dpkt.crc32c.add(0xFFFFFFFF, header + b"\0" * 4 + chunk))
     return header + struct.pack(">I", crc) + chunk
@@ -303,7 +308,7 @@ def routed(
     rng = rng or random.Random(repr((protocol, client, server)))
     return Conversation(
         protocol, points, tuple(seen), bridged,
-        seq=rng.getrandbits(32) if protocol == "tcp" else 0, ack=rng.getrandbits(32), tag=rng.getrandbits(32),
+        seq=rng.getrandbits(32) if protocol in ("tcp", "sctp") else 0, ack=rng.getrandbits(32), tag=rng.getrandbits(32),
     )  # fmt: skip
 
 

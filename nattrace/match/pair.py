@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nattrace.ingest.l4 import fillings
 from nattrace.match import evidence
 from nattrace.match.edges import Edges, group_edges, group_lanes, merge_edges
 from nattrace.match.keys import ACK_END, M1, commonplace_keys, mix
@@ -474,7 +475,8 @@ class PairState:
 def commonplace(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return for each chosen row whether another packet of the window says the very same.
 
-    Never so for TCP, where the sequence number tells packets apart.
+    A payload of equal bytes counts as said by others. Never so for TCP, where the sequence number tells
+    packets apart.
     """
     if rows.said is None:
         said = np.sort(commonplace_keys(rows.table, np.flatnonzero(rows.table.protocol != TCP)))
@@ -485,6 +487,9 @@ def commonplace(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
         wanted = commonplace_keys(rows.table, chosen[asked])
         place = np.minimum(np.searchsorted(rows.said, wanted), rows.said.size - 1)
         result[asked] = rows.said[place] == wanted
+    filled = fillings()
+    hashes = rows.table.content_hash[chosen[asked]]
+    result[asked] |= filled[np.minimum(np.searchsorted(filled, hashes), filled.size - 1)] == hashes
     return result
 
 

@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nattrace.forking import may_fork, texts_of_both
+from nattrace.match.keys import has_ports
 from nattrace.nat.conversations import STATUS_NAMES, changed_fields, nat_kind
 from nattrace.report.escape import json_string
-from nattrace.table import ICMP, ICMPV6, PORTED, protocol_name
+from nattrace.table import ICMP, ICMPV6, protocol_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from nattrace.nat.conversations import Conversations, Tuples
+    from nattrace.nat.hops import HopCounts
     from nattrace.table import AddressBook
 
 #: Flows turned into text at a time.
@@ -29,6 +31,7 @@ _BLOCK = 4096
 #: Flows from which on two processes write them faster than one.
 _WORTH_A_FORK = 16_384
 
+_NOTHING_MISSING = ', "lost": 0, "unknowable": 0, "ambiguous": 0, "latency": {'
 _UNMEASURED = '"measurable": false, "min_ns": null, "median_ns": null, "p99_ns": null, "max_ns": null'
 
 
@@ -56,77 +59,110 @@ def _block(
     rows = slice(start, stop)
     bounds = c.hop_start[start : stop + 1]
     steps = c.steps[bounds[0] : bounds[-1]]
-    translations, crossings = _hops(c, steps, names, text)
+    translations, crossings, befores = _hops(c, steps, names, text)
     targets = c.hops.to_point[steps].tolist()
     first, last = _instants(c.first_ns[rows]), _instants(c.last_ns[rows])
-    initiators = _tuples(c.initiator.take(rows), c.version[rows], c.protocol[rows], text)
+    # a flow with a path begins as its first hop does; only the others need a text of their own
+    initiators = [""] * (stop - start)
+    pathless = np.flatnonzero(bounds[1:] == bounds[:-1])
+    alone = pathless + start
+    for row, initiator in zip(
+        pathless.tolist(),
+        _tuples(c.initiator.take(alone), c.version[alone], c.protocol[alone], text),
+        strict=True,
+    ):
+        initiators[row] = initiator
     ends = (bounds - bounds[0]).tolist()
+    heads: dict[tuple[int, ...], tuple[str, bool]] = {}
     columns = zip(
         range(start + 1, stop + 1), c.protocol[rows].tolist(), c.status[rows].tolist(), c.point[rows].tolist(),
         initiators, c.packets_original[rows].tolist(), c.packets_reply[rows].tolist(), first, last,
         ends, ends[1:], strict=False,
     )  # fmt: skip
     for number, protocol, status, point, initiator, original, reply, begin, end, low, high in columns:
-        path = [point, *targets[low:high]]
-        if not all([dated[p] for p in path]):  # noqa: C419 - a list is faster for two points
+        key = (protocol, status, point, *targets[low:high])
+        known = heads.get(key)
+        if known is None:
+            path = key[2:]
+            known = heads[key] = (
+                (
+                    f'"protocol": "{protocol_name(protocol)}", "status": "{STATUS_NAMES[status]}", '
+                    f'"path": [{", ".join([names[p] for p in path])}], "initiator": '
+                ),
+                all(dated[p] for p in path),
+            )
+        head, has_date = known
+        if not has_date:
             begin = end = "null"  # noqa: PLW2901
+        if low < high:
+            initiator = befores[low]  # noqa: PLW2901
+        if high - low == 1:
+            translated, crossed = translations[low], crossings[low]
+        else:
+            translated = ", ".join([t for t in translations[low:high] if t])
+            crossed = ", ".join(crossings[low:high])
         yield (
-            f'{{"id": {number}, "protocol": "{protocol_name(protocol)}", "status": "{STATUS_NAMES[status]}", '
-            f'"path": [{", ".join([names[p] for p in path])}], "initiator": {initiator}, '
-            f'"translations": [{", ".join([t for t in translations[low:high] if t])}], '
-            f'"packets": {{"original": {original}, "reply": {reply}}}, '
-            f'"crossings": [{", ".join(crossings[low:high])}], "first": {begin}, "last": {end}, '
-            '"endpoints": {"initiator": null, "responder": null}}'
+            f'{{"id": {number}, {head}{initiator}, "translations": [{translated}], '
+            f'"packets": {{"original": {original}, "reply": {reply}}}, "crossings": [{crossed}], '
+            f'"first": {begin}, "last": {end}, "endpoints": {{"initiator": null, "responder": null}}}}'
         )
 
 
-def _hops(c: Conversations, steps: Any, names: list[str], text: Any) -> tuple[list[str], list[str]]:
-    """Return the text of each hop's translation ("" for none) and of its two crossings."""
+def _hops(
+    c: Conversations, steps: Any, names: list[str], text: Any
+) -> tuple[list[str], list[str], list[str]]:
+    """Return the text of each hop's translation ("" for none), of its two crossings, and of its tuple before."""
     version, protocol = c.version_of_hop[steps], c.protocol_of_hop[steps]
     before, after = c.before.take(steps), c.after.take(steps)
     after.src, after.dst, after.sport, after.dport = after.dst, after.src, after.dport, after.sport
-    original = _tuples(before, version, protocol, text)
-    reply = _tuples(after, version, protocol, text)
-    n = c.counts
+    counts = c.counts
+    original, reply = _directions(counts, steps, 0), _directions(counts, steps, 1)
+    befores = _tuples(before, version, protocol, text)
+    heads: dict[tuple[int, int, int], tuple[str, str, str]] = {}
     translations: list[str] = []
     crossings: list[str] = []
     columns = zip(
         c.hops.from_point[steps].tolist(), c.hops.to_point[steps].tolist(), c.changed[steps].tolist(),
-        original, reply, n.matched[steps].tolist(), n.lost[steps].tolist(), n.unknowable[steps].tolist(),
-        n.ambiguous[steps].tolist(), n.measurable[steps].tolist(), n.latency[steps].tolist(), strict=True,
+        befores, _tuples(after, version, protocol, text), original, reply,
+        strict=True,
     )  # fmt: skip
-    for (
-        source,
-        target,
-        changed,
-        out,
-        back,
-        matched,
-        lost,
-        unknowable,
-        ambiguous,
-        measurable,
-        latency,
-    ) in columns:
-        way = f'{{"from": {names[source]}, "to": {names[target]}, '
-        translations.append(
-            f'{way}{_change(changed)}"original": {out}, "reply": {back}, "rule": null}}' if changed else ""
-        )
-        (m0, m1), (l0, l1), (u0, u1), (a0, a1) = matched, lost, unknowable, ambiguous
-        t0, t1 = _UNMEASURED, _UNMEASURED
-        if measurable[0]:
-            low, median, p99, high = latency[0]
-            t0 = f'"measurable": true, "min_ns": {low}, "median_ns": {median}, "p99_ns": {p99}, "max_ns": {high}'
-        if measurable[1]:
-            low, median, p99, high = latency[1]
-            t1 = f'"measurable": true, "min_ns": {low}, "median_ns": {median}, "p99_ns": {p99}, "max_ns": {high}'
-        crossings.append(
-            f'{way}"direction": "original", "matched": {m0}, "lost": {l0}, "unknowable": {u0}, '
-            f'"ambiguous": {a0}, "latency": {{{t0}}}}}, '
-            f'{way}"direction": "reply", "matched": {m1}, "lost": {l1}, "unknowable": {u1}, '
-            f'"ambiguous": {a1}, "latency": {{{t1}}}}}'
-        )
-    return translations, crossings
+    for source, target, changed, out, back, there, again in columns:
+        known = heads.get((source, target, changed))
+        if known is None:
+            way = f'{{"from": {names[source]}, "to": {names[target]}, '
+            known = heads[source, target, changed] = (
+                f'{way}{_change(changed)}"original": ' if changed else "",
+                f'{way}"direction": "original", "matched": ',
+                f'{way}"direction": "reply", "matched": ',
+            )
+        translation, way_out, way_back = known
+        translations.append(f'{translation}{out}, "reply": {back}, "rule": null}}' if changed else "")
+        crossings.append(f"{way_out}{there}, {way_back}{again}")
+    return translations, crossings, befores
+
+
+def _directions(counts: HopCounts, steps: Any, direction: int) -> list[str]:
+    """Return the text of one direction's crossings, from the count of matched packets on."""
+    found: list[str] = []
+    columns = zip(
+        counts.matched[steps, direction].tolist(), counts.lost[steps, direction].tolist(),
+        counts.unknowable[steps, direction].tolist(), counts.ambiguous[steps, direction].tolist(),
+        counts.measurable[steps, direction].tolist(), *counts.latency[steps, direction].T.tolist(),
+        strict=True,
+    )  # fmt: skip
+    for matched, lost, unknowable, ambiguous, measurable, low, median, p99, high in columns:
+        if lost or unknowable or ambiguous:
+            rest = f', "lost": {lost}, "unknowable": {unknowable}, "ambiguous": {ambiguous}, "latency": {{'
+        else:
+            rest = _NOTHING_MISSING
+        if measurable:
+            found.append(
+                f'{matched}{rest}"measurable": true, "min_ns": {low}, "median_ns": {median}, '
+                f'"p99_ns": {p99}, "max_ns": {high}}}}}'
+            )
+        else:
+            found.append(f"{matched}{rest}{_UNMEASURED}}}}}")
+    return found
 
 
 @lru_cache(maxsize=32)
@@ -136,19 +172,21 @@ def _change(changed: int) -> str:
 
 def _tuples(tuples: Tuples, versions: Any, protocols: Any, text: Any) -> list[str]:
     """Return the text of TUPLEs: with ports, with an id, or with addresses only."""
-    found: list[str] = []
-    columns = zip(
-        versions.tolist(), protocols.tolist(), tuples.src.tolist(), tuples.dst.tolist(),
-        tuples.sport.tolist(), tuples.dport.tolist(), strict=True,
-    )  # fmt: skip
-    for version, protocol, src, dst, sport, dport in columns:
-        addresses = f'{{"src": "{text(version, src)}", "dst": "{text(version, dst)}"'
-        if protocol in PORTED:
-            found.append(f'{addresses}, "sport": {sport}, "dport": {dport}}}')
-        elif protocol in (ICMP, ICMPV6):
-            found.append(f'{addresses}, "id": {sport}}}')
-        else:
-            found.append(addresses + "}")
+    both = np.concatenate([tuples.src, tuples.dst]).astype(np.uint64)
+    both |= np.concatenate([versions, versions]).astype(np.uint64) << np.uint64(32)
+    distinct, place = np.unique(both, return_inverse=True)
+    texts = [text(address >> 32, address & 0xFFFFFFFF) for address in distinct.tolist()]
+    named = [texts[n] for n in place.reshape(-1).tolist()]
+    sources, targets = named[: tuples.src.size], named[tuples.src.size :]
+    sports, dports = tuples.sport.tolist(), tuples.dport.tolist()
+    found = [
+        f'{{"src": "{src}", "dst": "{dst}", "sport": {sport}, "dport": {dport}}}'
+        for src, dst, sport, dport in zip(sources, targets, sports, dports, strict=True)
+    ]
+    numbers = protocols.tolist()
+    for row in np.flatnonzero(~has_ports(protocols)).tolist():
+        with_id = f', "id": {sports[row]}' if numbers[row] in (ICMP, ICMPV6) else ""
+        found[row] = f'{{"src": "{sources[row]}", "dst": "{targets[row]}"{with_id}}}'
     return found
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nattrace.diagnose import missing_point
+from nattrace.diagnose.missing_point import missing_point
 from nattrace.model import Clock, Flow, Point, Tuple
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "captures"

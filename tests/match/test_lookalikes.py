@@ -211,6 +211,40 @@ def test_identical_retries_of_a_query_that_a_third_point_saw_before(tmp_path: Pa
     assert {flow for flow in flows_told(report) if flow[3]} <= set(expected_flows(truth))
 
 
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("version", [4, 6])
+def test_two_hosts_that_ping_one_server_in_step_and_were_seen_at_one_point_each(
+    version: int, seed: int, tmp_path: Path
+) -> None:
+    """Same filling, same sequence numbers, a fraction of a millisecond apart: causality tells them apart."""
+    network = Network(seed)
+    hosts = ("172.17.0.2", "172.17.1.3") if version == 4 else ("fd00::2", "fd01::3")
+    server = SERVER if version == 4 else "2001:db8:1::1"
+    here, there = (
+        routed("icmp", (host, 1), (server, 1), points=(point,))
+        for host, point in zip(hosts, ("inside", "outside"), strict=True)
+    )
+    for n in range(6):
+        network.wait_us(1_000_000)
+        for c in (here, there) if network.rng.random() < 0.5 else (there, here):
+            network.wait_us(20, 400)
+            network.send(c, bytes(32), reply=n % 2 == 1, ip_id=0)
+    report = analyzed(network.write(tmp_path))
+    assert crossings(report) == 0
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_one_zero_filled_packet_at_each_point_is_no_evidence(version: int, tmp_path: Path) -> None:
+    network = Network()
+    hosts = ("172.17.0.2", "172.17.1.3") if version == 4 else ("fd00::2", "fd01::3")
+    server = SERVER if version == 4 else "2001:db8:1::1"
+    for host, point in zip(hosts, ("inside", "outside"), strict=True):
+        network.wait_us(300)
+        network.send(routed("udp", (host, 4000), (server, 9), points=(point,)), bytes(32), ip_id=0)
+    report = analyzed(network.write(tmp_path))
+    assert crossings(report) == 0
+
+
 def test_strangers_on_one_side_change_nothing(tmp_path: Path) -> None:
     network = Network()
     own = [masquerade("tcp", (f"172.17.0.{n}", 4000), (SERVER, 443), 5000 + n) for n in range(2, 6)]
