@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from nattrace.errors import NattraceError
-from nattrace.ingest import ReadOptions, open_capture
-from nattrace.ingest.source import Source
+from nattrace.pipeline import analyze
+from nattrace.report.json import write_json
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "captures"
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared captures")
@@ -29,21 +29,20 @@ def files() -> list[Path]:
 
 
 def outcome(content: bytes) -> str | None:
-    """Read a source to its end; return the error's message, or None. Anything else is a failure."""
-    options = ReadOptions()
+    """Analyse a source beside itself; return the error's message, or None. Anything else is a failure."""
     try:
-        capture = open_capture(Source((io.BytesIO(content),)), options)
-        capture.comparable_bytes()
-        rows = sum(len(batch.table) for batch in capture.batches(options))
+        report = analyze(io.BytesIO(content), io.BytesIO(content))
     except NattraceError as error:
         message = str(error)
         assert message
         assert "\n" not in message
         return message
-    packets = sum(info.packets for info in capture.points)
-    assert capture.points
-    assert rows == sum(info.decoded for info in capture.points)
-    assert packets == rows + sum(sum(info.skipped.values()) for info in capture.points)
+    accounting = report.accounting
+    spoken_for = accounting.matched + sum(accounting.unmatched.values()) + sum(accounting.skipped.values())
+    assert accounting.packets == spoken_for
+    assert sum(point.packets for point in report.points) == accounting.packets
+    assert not list(report.rewrites)  # a capture is no translation of itself
+    write_json(report, io.StringIO())
     return None
 
 
