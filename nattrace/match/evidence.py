@@ -54,7 +54,8 @@ def weigh(
     Returns (bits, flags, conflict). A conflict is a field that Linux NAT never changes and that differs:
     both IP identifications present and different, or both checksum residuals known and different. Where
     neither endpoint survived, only an IP identification or a TCP sequence number can vouch for the pair
-    (a proxy copies payloads onto its own connection), so anything less is a conflict too.
+    (a proxy copies payloads onto its own connection), so anything less is a conflict too. Nor is a bare
+    acknowledgement whose acknowledgement number was cut off and that has no IP identification a match.
     """
 
     def a(name: str) -> NDArray[Any]:
@@ -114,6 +115,7 @@ def weigh(
 
     conflict = (both_ids & ~same_id) | (both_residuals & ~same_residual)
     conflict |= ~(same_src | same_dst) & ~vouched & ~tcp_seq
+    conflict |= blind & (a("payload_length") == 0)
     # Multicast and broadcast are not translated: a group address at both points must be the same one,
     # and its sender too, or two hosts are merely saying the same thing to everybody.
     group = book.is_group(version_a, dst_a) | book.is_group(version_b, dst_b)

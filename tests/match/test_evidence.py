@@ -39,6 +39,7 @@ def pairs(draw: st.DrawFn) -> tuple[Row, Row]:
         "protocol": protocol,
         "seq": draw(SMALL),
         "ack": draw(SMALL) if protocol == TCP else 0,
+        "payload_length": draw(st.sampled_from((0, 100))),
         "content_length": draw(st.sampled_from((0, 1, 3, 4, 7, 8, 32))),
     }
 
@@ -95,6 +96,13 @@ def twin(a: Row, b: Row) -> tuple[int, set[str], bool]:
     conflict = bool(ids and a["ip_id"] != b["ip_id"]) or bool(sums and a["residual"] != b["residual"])
     if not flags & {"same-src", "same-dst", "ip-id", "tcp-seq"}:
         conflict = True
+    if (
+        tcp
+        and not a["payload_length"]
+        and min(a["l4_visible"], b["l4_visible"]) < 12
+        and "ip-id" not in flags
+    ):
+        conflict = True  # bare acknowledgements that cannot be told apart
     if GROUP in (a["dst"], b["dst"]) and not {"same-src", "same-dst"} <= flags:
         conflict = True
     return bits, flags, conflict
@@ -129,7 +137,7 @@ SYN = {
     [
         (PING | {"content_length": 0}, "a ping whose payload is cut off"),
         (PING | {"residual": 5, "residual_known": True}, "a ping with a checksum alone"),
-        (SYN | {"l4_visible": 8}, "a segment cut before its acknowledgement number"),
+        (SYN | {"l4_visible": 8, "payload_length": 100}, "a segment cut before its acknowledgement number"),
         (
             {"protocol": UDP, "src": CLIENT, "dst": SERVER, "dport": 53, "content_length": 1},
             "a one-byte keep-alive",
