@@ -16,6 +16,7 @@ import numpy as np
 from nattrace.match.flows import Flows, merge_flows
 from nattrace.match.pair import WAITING_LIMIT, PairState
 from nattrace.match.rows import Window
+from nattrace.match.unique import match_unique
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -172,7 +173,7 @@ class Matcher:
         a, b = self.points[i], self.points[j]
         pair = self._pair(i, j)
         open_a, open_b = np.flatnonzero(~a.paired[j]), np.flatnonzero(~b.paired[i])
-        found = pair.match_unique(rows_a, open_a, rows_b, open_b, REACH_NS)
+        found = match_unique(rows_a, open_a, rows_b, open_b, REACH_NS, pair.usual, self.book)
         pair.commit(rows_a, rows_b, found)
         a.paired[j, found.a] = True
         b.paired[i, found.b] = True

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nattrace.match.edges import merge_edges
-from nattrace.match.pair import Unmatched
+from nattrace.match.outcome import Unmatched
 from nattrace.nat.conversations import Conversations, build
 from nattrace.nat.hops import ONE_SIDED, REASON_NAMES, Coverage, PairEvidence
 
@@ -108,7 +108,7 @@ def _evidence(
                 Unmatched.concatenate(state.unmatched_a, flows_a),
                 Unmatched.concatenate(state.unmatched_b, flows_b),
             ),
-            margin_ns=state.reach_ns() or 0,
+            margin_ns=state.usual.reach_ns() or 0,
         ),
         member,
     )

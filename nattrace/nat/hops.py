@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nattrace.match.pair import TIED, edge_of
+from nattrace.match.bindings import edge_of
+from nattrace.match.outcome import TIED
 from nattrace.nat.resized import resized
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nattrace.match.edges import Edges
-    from nattrace.match.pair import Unmatched
+    from nattrace.match.outcome import Unmatched
     from nattrace.nat.paths import Hops
 
 #: Codes of `HopCounts.reasons`: why a packet has no crossing; where several pairs speak, the highest holds.

@@ -13,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from nattrace.match.pair import Unmatched
+    from nattrace.match.outcome import Unmatched
 
 #: Sequence numbers are compared as distances from one of their lane; a lane spans less than 2**32 bytes
 #: between wraps, and 2**33 keeps lanes apart.

@@ -9,8 +9,9 @@ import pytest
 from packet_rows import decoded, table
 from simulation import Network, routed
 
-from nattrace.match.pair import _causal, commonplace
 from nattrace.match.rows import Rows
+from nattrace.match.unique import commonplace
+from nattrace.match.votes import _causal
 from nattrace.table import TCP
 
 if TYPE_CHECKING:

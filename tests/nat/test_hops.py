@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nattrace.match.edges import Edges
-from nattrace.match.pair import Unmatched
+from nattrace.match.outcome import Unmatched
 from nattrace.nat.hops import Coverage, HopCounts, Onward, PairEvidence, count_hops
 from nattrace.nat.paths import Hops
 

@@ -1,0 +1,148 @@
+"""Bindings: packets that cannot vouch for themselves, matched inside the binding of their flow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nattrace.match import evidence
+from nattrace.match.keys import ACK_END, M1, mix
+from nattrace.match.outcome import Matches
+from nattrace.match.pairing import group_ids, nearest_pairs, unique_pairs
+from nattrace.match.unique import FAR_NS
+from nattrace.match.votes import FLOOR_NS, MARGIN
+from nattrace.table import TCP
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from nattrace.match.edges import Edges
+    from nattrace.match.rows import Rows
+    from nattrace.match.usual import Usual
+    from nattrace.table import AddressBook
+
+#: Packets with nothing of their own are paired inside a binding only when about as far apart as usual: half
+#: as far again, plus what one interrupt more or less makes.
+_NEAREST_FLOOR_NS = 20_000
+#: A packet that is unique inside its binding may be this late without an IP id: neighbour discovery takes a
+#: few milliseconds, and no host repeats itself sooner.
+_UNIQUE_REACH_NS = 10_000_000
+
+
+def match_by_binding(
+    rows_a: Rows,
+    rows_b: Rows,
+    by: str,
+    flows_a: NDArray[np.int64],
+    flows_b: NDArray[np.int64],
+    edges: Edges,
+    usual: Usual,
+    book: AddressBook,
+) -> Matches:
+    """Match packets with equal keys inside one binding: alone there, or clearly nearest in time."""
+    nothing = Matches(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint16))
+    if not len(edges) or not len(rows_a) or not len(rows_b):
+        return nothing
+    edge_a = edge_of(flows_a[rows_a.flow], rows_a.table.time_ns, edges.flow_a, edges)
+    edge_b = edge_of(flows_b[rows_b.flow], rows_b.table.time_ns, edges.flow_b, edges)
+    on_a, on_b = np.flatnonzero(edge_a >= 0), np.flatnonzero(edge_b >= 0)
+    if not on_a.size or not on_b.size:
+        return nothing
+    edge_a, edge_b = edge_a[on_a], edge_b[on_b]
+    back_a = rows_a.backward[on_a]
+    back_b = rows_b.backward[on_b] ^ edges.swap[edge_b]
+    lane_a = (edge_a.astype(np.uint64) << np.uint64(1)) | back_a
+    lane_b = (edge_b.astype(np.uint64) << np.uint64(1)) | back_b
+    key_a = mix(getattr(rows_a, by)[on_a] ^ lane_a * M1)
+    key_b = mix(getattr(rows_b, by)[on_b] ^ lane_b * M1)
+    group_a, group_b = group_ids(key_a, key_b)
+    shift = _usual_delta(edges, edge_a, back_a)
+    # what is said once, and by nobody else, may be late: the first packet of a flow waits for ARP
+    own_a, own_b = _distinct(rows_a, on_a), _distinct(rows_b, on_b)
+    ua, ub = unique_pairs(key_a[own_a], key_b[own_b])
+    ua, ub = own_a[ua], own_b[ub]
+    soon = np.abs(rows_b.table.time_ns[on_b[ub]] - rows_a.table.time_ns[on_a[ua]]) <= _UNIQUE_REACH_NS
+    ua, ub = ua[soon], ub[soon]
+    left_a, left_b = _others(on_a.size, ua), _others(on_b.size, ub)
+    longest = usual.longest_ns()
+    a, b = nearest_pairs(
+        group_a[left_a], rows_a.table.time_ns[on_a[left_a]] + shift[left_a],
+        group_b[left_b], rows_b.table.time_ns[on_b[left_b]],
+        window_ns=FAR_NS if longest is None else longest + longest // 2 + _NEAREST_FLOOR_NS,
+        floor_ns=FLOOR_NS if longest is None else max(longest // 2, FLOOR_NS),
+        margin=MARGIN, rounds=4,
+    )  # fmt: skip
+    near_a, near_b = np.concatenate([ua, left_a[a]]), np.concatenate([ub, left_b[b]])
+    a, b = on_a[near_a], on_b[near_b]
+    # a packet of this way that is seen at the wrong end first is another one
+    delta = rows_b.table.time_ns[b] - rows_a.table.time_ns[a]
+    onward = np.sign(delta) * np.sign(shift[near_a]) >= 0
+    a, b = a[onward], b[onward]
+    _, flags, conflict = evidence.weigh(rows_a.table, a, rows_b.table, b, book)
+    flags |= np.uint16(evidence.BINDING)
+    return Matches(a[~conflict], b[~conflict], flags[~conflict])
+
+
+def edge_of(
+    flow: NDArray[np.int64], time_ns: NDArray[np.int64], edge_flow: NDArray[np.int64], edges: Edges
+) -> NDArray[np.int64]:
+    """Return for each packet the edge its flow was on at its time, -1 where its flow has none.
+
+    A flow with several edges over time (a binding that was renewed) is on the one whose matched packets
+    surround it in time, or the first or last one for a packet before or after all of them; a packet
+    between two bindings, or inside both, is on neither.
+    """
+    order = np.argsort(edge_flow, kind="stable")  # nearly free: merged edges come in order of flow_a
+    owner = edge_flow[order]
+    if (owner[1:] == owner[:-1]).any():
+        order = np.lexsort((edges.first_ns, edge_flow))
+    low = np.searchsorted(owner, flow, "left")
+    high = np.searchsorted(owner, flow, "right")
+    result = np.full(flow.size, -1, np.int64)
+    single = high - low == 1
+    result[single] = order[low[single]]
+    several = np.flatnonzero(high - low > 1)
+    if several.size:
+        first, last = edges.first_ns[order], edges.last_ns[order]
+        t = time_ns[several]
+        covering = np.zeros(several.size, np.int64)
+        choice = np.full(several.size, -1, np.int64)
+        ends = last[low[several]]
+        for step in range(int((high - low).max())):
+            slot = low[several] + step
+            valid = slot < high[several]
+            slot = np.minimum(slot, order.size - 1)
+            inside = valid & (first[slot] <= t) & (t <= last[slot])
+            covering += inside
+            choice = np.where(inside, order[slot], choice)
+            # edges of a flow are in order of their first packet; their last packets need not be
+            ends = np.where(valid, np.maximum(ends, last[slot]), ends)
+        result[several] = np.where(covering == 1, choice, -1)
+        early, late = t < first[low[several]], t > ends
+        result[several[early]] = order[low[several[early]]]
+        result[several[late]] = order[high[several[late]] - 1]
+    return result
+
+
+def _usual_delta(edges: Edges, edge: NDArray[np.int64], backward: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the mean delta of each packet's edge and direction, 0 where it has no samples."""
+    count = np.where(backward, edges.backward[edge], edges.forward[edge])
+    total = np.where(backward, edges.delta_backward[edge], edges.delta_forward[edge])
+    return np.where(count > 0, total // np.maximum(count, 1), 0)
+
+
+def _distinct(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return positions in `chosen` of packets that say something of their own."""
+    table = rows.table
+    telling = (table.content_length[chosen] >= 4) | (table.ip_id[chosen] != 0)
+    numbered = (table.protocol[chosen] == TCP) & (table.seq[chosen] != 0)
+    telling |= numbered & (table.l4_visible[chosen] >= ACK_END)
+    return np.flatnonzero(telling & ~rows.common[chosen])
+
+
+def _others(rows: int, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the indices below `rows` that are not among `chosen`."""
+    mask = np.ones(rows, np.bool_)
+    mask[chosen] = False
+    return np.flatnonzero(mask)

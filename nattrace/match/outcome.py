@@ -1,0 +1,62 @@
+"""Outcome: what matching two points leaves behind for every packet. Data only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+#: Why a packet has no partner at the other point.
+ABSENT, TIED = 0, 1
+
+
+@dataclass(slots=True)
+class Matches:
+    """Matched packets of one step: indices into the rows of both sides, and the evidence flags."""
+
+    a: NDArray[np.int64]
+    b: NDArray[np.int64]
+    flags: NDArray[np.uint16]
+
+
+@dataclass(slots=True)
+class Unmatched:
+    """Packets of one side that found no partner at the other point, and why (ABSENT or TIED)."""
+
+    flow: NDArray[np.int64]  #: partial flow index
+    time_ns: NDArray[np.int64]
+    backward: NDArray[np.bool_]
+    number: NDArray[np.int64]
+    reason: NDArray[np.uint8]
+    seq: NDArray[np.uint32]  #: TCP sequence number
+    data: NDArray[np.uint32]  #: TCP payload bytes; 0 for other protocols
+    ip_id: NDArray[np.uint32]
+    fragment: NDArray[np.bool_]  #: one of several fragments
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Unmatched], flows: NDArray[np.int64]) -> Unmatched:
+        """Return all packets of the parts; `flows` says which merged flow each partial flow became."""
+        kinds = {
+            "backward": np.bool_,
+            "reason": np.uint8,
+            "seq": np.uint32,
+            "data": np.uint32,
+            "ip_id": np.uint32,
+            "fragment": np.bool_,
+        }
+        joined = cls(
+            **{
+                f.name: np.concatenate(
+                    [*(getattr(p, f.name) for p in parts), np.empty(0, kinds.get(f.name, np.int64))]
+                )
+                for f in fields(cls)
+            }
+        )
+        joined.flow = flows[joined.flow]
+        return joined

@@ -1,0 +1,67 @@
+"""Ties: what could still be the same packet when everything has been tried, and is therefore ambiguous."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nattrace.match.keys import M1, mix
+from nattrace.match.outcome import ABSENT, TIED
+from nattrace.match.pairing import group_ids, nearest_distance
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from nattrace.match.rows import Rows
+
+#: A packet has a candidate only this close: nothing forwards a packet after half a minute (see REACH_NS).
+_TIE_WINDOW_NS = 30_000_000_000
+#: Candidates named for an ambiguous packet.
+CANDIDATES = 4
+
+
+def without_ids(rows: Rows, others: Rows) -> bool:
+    """Say whether one side has no IP identification at all: printed captures, IPv6."""
+    return not rows.table.ip_id.any() or not others.table.ip_id.any()
+
+
+def _tie_keys(rows: Rows, others: Rows, end: str) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return keys of both sides that are equal where two packets could be one, with `end` untouched."""
+    no_ids = without_ids(rows, others)
+
+    def keys(r: Rows) -> NDArray[np.uint64]:
+        by = np.where((r.table.ip_id != 0) & (not no_ids), r.exact, r.content)
+        return mix(by ^ (getattr(r.table, end).astype(np.uint64) + np.uint64(1)) * M1)
+
+    return keys(rows), keys(others)
+
+
+def tied_rows(rows: Rows, others: Rows) -> NDArray[np.uint8]:
+    """Return TIED for rows that still have a believable candidate among `others`, else ABSENT."""
+    tied = np.full(len(rows), ABSENT, np.uint8)
+    if len(rows) and len(others):
+        for end in ("src", "dst"):
+            group, their_group = group_ids(*_tie_keys(rows, others, end))
+            apart = nearest_distance(group, rows.table.time_ns, their_group, others.table.time_ns)
+            tied[apart <= _TIE_WINDOW_NS] = TIED
+    return tied
+
+
+def candidates(rows: Rows, others: Rows) -> NDArray[np.uint32]:
+    """Return the frames of the first CANDIDATES packets that each row could be; shape (rows, CANDIDATES).
+
+    0 fills the places of rows that have fewer.
+    """
+    frames = np.zeros((len(rows), CANDIDATES), np.uint32)
+    if not len(rows) or not len(others):
+        return frames
+    for end in ("dst", "src"):
+        own, their = _tie_keys(rows, others, end)
+        order = np.argsort(their, kind="stable")
+        low, high = (np.searchsorted(their, own, side, sorter=order) for side in ("left", "right"))
+        empty = frames[:, 0] == 0
+        for place in range(CANDIDATES):
+            there = empty & (low + place < high)
+            frames[there, place] = others.table.frame[order[(low + place)[there]]]
+    return frames

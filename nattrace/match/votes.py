@@ -1,0 +1,142 @@
+"""Votes: flows that no packet can bind on its own, bound by many weak packets that agree."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nattrace.match import evidence
+from nattrace.match.edges import Edges, group_edges
+from nattrace.match.keys import M1, mix
+from nattrace.match.pairing import group_ids, nearest_pairs, unique_pairs
+from nattrace.match.ties import without_ids
+from nattrace.match.unique import FAR_NS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from nattrace.match.rows import Rows
+    from nattrace.match.usual import Usual
+    from nattrace.table import AddressBook
+
+#: Weak evidence must add up to this much, from several packets and nearly without dissent, to bind flows.
+_VOTE_BITS = 90
+_VOTE_PACKETS = 4
+_VOTE_SHARE = 0.9
+#: A nearest neighbour is clear when the runner-up is this many times further away.
+MARGIN = 8
+#: Clock ticks closer than this say nothing about order (microsecond captures).
+FLOOR_NS = 1_000
+#: Latencies of elected pairs teach only up to this many medians; jitter on one host stays below.
+_TYPICAL_FACTOR = 4
+
+
+def elect(
+    rows_a: Rows,
+    rows_b: Rows,
+    flows_a: NDArray[np.int64],
+    flows_b: NDArray[np.int64],
+    edges: Edges,
+    usual: Usual,
+    book: AddressBook,
+) -> Edges:
+    """Let pairs too weak alone vote for bindings between flows that have none yet."""
+    free_a = np.flatnonzero(~np.isin(flows_a[rows_a.flow], edges.flow_a))
+    free_b = np.flatnonzero(~np.isin(flows_b[rows_b.flow], edges.flow_b))
+    if not free_a.size or not free_b.size:
+        return Edges.empty()
+    rows_a, rows_b = rows_a.take(free_a), rows_b.take(free_b)
+    by = "content" if without_ids(rows_a, rows_b) else "exact"
+    pairs: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = [
+        unique_pairs(getattr(rows_a, by), getattr(rows_b, by))
+    ]
+    for end in ("dst", "src"):
+        keys = [
+            mix(getattr(r, by) ^ (getattr(r.table, end).astype(np.uint64) + np.uint64(1)) * M1)
+            for r in (rows_a, rows_b)
+        ]
+        group_a, group_b = group_ids(*keys)
+        pairs.append(
+            nearest_pairs(
+                group_a,
+                rows_a.table.time_ns,
+                group_b,
+                rows_b.table.time_ns,
+                window_ns=FAR_NS,
+                floor_ns=FLOOR_NS,
+                margin=MARGIN,
+                rounds=1,
+            )
+        )
+    both = np.unique(np.concatenate([np.stack(p) for p in pairs], axis=1), axis=1)
+    a, b = both[0], both[1]
+    soon = np.abs(rows_b.table.time_ns[b] - rows_a.table.time_ns[a]) <= FAR_NS
+    a, b = a[soon], b[soon]
+    bits, flags, conflict = evidence.weigh(rows_a.table, a, rows_b.table, b, book)
+    a, b, bits, flags = a[~conflict], b[~conflict], bits[~conflict], flags[~conflict]
+    if not a.size:
+        return Edges.empty()
+    # what everybody says all the time says nothing of who is who
+    common = rows_a.common[a] | rows_b.common[b]
+    bits[common] -= evidence.said_bits(rows_a.table, a[common])
+    backward = rows_a.backward[a]
+    time = rows_a.table.time_ns[a]
+    delta = rows_b.table.time_ns[b] - time
+    votes, member = group_edges(
+        flows_a[rows_a.flow[a]], flows_b[rows_b.flow[b]], backward != rows_b.backward[b], backward, time,
+        np.zeros(a.size, np.int64), delta, flags,
+    )  # fmt: skip
+    weight = np.bincount(member, bits, len(votes))
+    count = np.bincount(member, minlength=len(votes))
+    total_a = np.bincount(votes.flow_a, count, int(votes.flow_a.max()) + 1)[votes.flow_a]
+    total_b = np.bincount(votes.flow_b, count, int(votes.flow_b.max()) + 1)[votes.flow_b]
+    elected = (weight >= _VOTE_BITS) & (count >= _VOTE_PACKETS)
+    elected &= (count >= _VOTE_SHARE * total_a) & (count >= _VOTE_SHARE * total_b)
+    # what an elected binding says of times comes from its typical pairs only, see `_typical`
+    voters = np.flatnonzero(elected[member])
+    voters = voters[_typical(delta[voters])]
+    drop = rows_a.table.ttl[a[voters]].astype(np.int64) - rows_b.table.ttl[b[voters]]
+    voters = voters[_causal(member[voters], backward[voters], delta[voters], drop, len(votes))]
+    if usual.reach_ns() is None:
+        usual.learn(delta[voters])
+    member, backward = member[voters], backward[voters]
+    return group_edges(
+        votes.flow_a[member], votes.flow_b[member], votes.swap[member], backward, time[voters],
+        np.zeros(voters.size, np.int64), delta[voters], flags[voters],
+    )[0]  # fmt: skip
+
+
+def _causal(
+    member: NDArray[np.int64],
+    backward: NDArray[np.bool_],
+    delta: NDArray[np.int64],
+    ttl_drop: NDArray[np.int64],
+    edges: int,
+) -> NDArray[np.bool_]:
+    """Return which pairs belong to an edge whose two directions can be one path, whatever the clocks.
+
+    On a path from the first point to the second every forward packet is seen later at the second point,
+    by the clocks' offset and the way, and every backward packet earlier: the two never overlap. And the
+    TTL falls the same way.
+    """
+    high = np.full((2, edges), -(2**62), np.int64)
+    low = np.full((2, edges), 2**62, np.int64)
+    np.maximum.at(high, (backward.astype(np.int64), member), delta)
+    np.minimum.at(low, (backward.astype(np.int64), member), delta)
+    both = (high > -(2**62)).all(axis=0)
+    first_to_second, second_to_first = low[0] >= high[1], low[1] >= high[0]
+    possible = ~both | first_to_second | second_to_first
+    way = np.where(first_to_second == second_to_first, 0, np.where(first_to_second, 1, -1))
+    uphill = np.sign(ttl_drop) * np.where(backward, -1, 1) * np.where(both, way, 0)[member] < 0
+    possible[member[uphill]] = False
+    result: NDArray[np.bool_] = possible[member]
+    return result
+
+
+def _typical(deltas: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which latencies are not far above the median: an election tolerates some wrong votes."""
+    apart = np.abs(deltas)
+    limit = _TYPICAL_FACTOR * np.median(apart) if apart.size else 0
+    result: NDArray[np.bool_] = apart <= limit
+    return result
