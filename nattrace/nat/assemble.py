@@ -97,13 +97,12 @@ def _evidence(
 ) -> tuple[PairEvidence, NDArray[np.int64]]:
     """Merge one pair's parts; return them and the merged edge of every partial edge."""
     edges, member = merge_edges(state.edges, flows_a, flows_b)
-    lanes = state.lanes(member)
-    state.sample_lane.clear()  # memory: the samples are the largest part
+    state.follow_edges(member)
     return (
         PairEvidence(
             edges=edges,
-            sample_lane=lanes,
-            sample_delta=np.concatenate([*state.sample_delta, np.empty(0, np.int64)]),
+            sample_lane=state.sample_lane,
+            sample_delta=state.sample_delta,
             unmatched=(
                 Unmatched.concatenate(state.unmatched_a, flows_a),
                 Unmatched.concatenate(state.unmatched_b, flows_b),

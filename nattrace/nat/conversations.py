@@ -335,8 +335,8 @@ def _lonely_status(
     return status
 
 
-def _in_order(c: Conversations, length: NDArray[np.int64], book: AddressBook) -> Conversations:
-    """Return the conversations in the order of their ids: by first packet, then by addresses as numbers."""
+def _full_order(c: Conversations, length: NDArray[np.int64], book: AddressBook) -> NDArray[np.int64]:
+    """Order conversations of which some began at the same instant: then their addresses decide."""
     src_rank = book.rank(c.version, c.initiator.src)
     dst_rank = book.rank(c.version, c.initiator.dst)
     onward: list[NDArray[Any]] = []
@@ -354,7 +354,7 @@ def _in_order(c: Conversations, length: NDArray[np.int64], book: AddressBook) ->
         out[4, with_hops] = book.rank(version, after.dst)
         out[5, with_hops] = after.dport
         onward.extend(out)
-    order = np.lexsort(
+    return np.lexsort(
         (
             *onward[::-1],
             c.point,
@@ -366,6 +366,13 @@ def _in_order(c: Conversations, length: NDArray[np.int64], book: AddressBook) ->
             c.first_ns,
         )
     )
+
+
+def _in_order(c: Conversations, length: NDArray[np.int64], book: AddressBook) -> Conversations:
+    """Return the conversations in the order of their ids: by first packet, then by addresses as numbers."""
+    order = np.argsort(c.first_ns, kind="stable")
+    if (np.diff(c.first_ns[order]) == 0).any():
+        order = _full_order(c, length, book)
     new_length = length[order]
     start = np.concatenate([[0], np.cumsum(new_length)]).astype(np.int64)
     offset = np.arange(int(new_length.sum())) - np.repeat(start[:-1], new_length)

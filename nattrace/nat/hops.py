@@ -16,7 +16,7 @@ from nattrace.match.outcome import TIED
 from nattrace.nat.resized import resized
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -34,6 +34,11 @@ REASON_NAMES = {
     RESIZED: "resized",
     AMBIGUOUS: "ambiguous",
 }
+
+
+#: A latency takes 36 bits of a packed value: REACH_NS is below 2**35 on either side of zero.
+_LATENCY_BITS = np.uint64(36)
+_LATENCY_HALF = np.int64(2**35)
 
 
 @dataclass(slots=True)
@@ -55,8 +60,8 @@ class PairEvidence:
     """What matching found between two points, with all flow and edge numbers merged."""
 
     edges: Edges
-    sample_lane: NDArray[np.int32]  #: twice the edge index, plus one for backward packets
-    sample_delta: NDArray[np.int64]
+    sample_lane: Sequence[NDArray[np.int32]]  #: in parts: twice the edge index, plus one for backward packets
+    sample_delta: Sequence[NDArray[np.int64]]  #: in the same parts
     unmatched: tuple[Unmatched, Unmatched]  #: first point's, second point's; merged flow numbers
     margin_ns: int  #: how much later the other point may see a packet
 
@@ -157,7 +162,8 @@ def _matched(counts: HopCounts, hops: Hops, mine: NDArray[np.int64], edges: Edge
 
 def _latencies(counts: HopCounts, hops: Hops, hop_of_edge: NDArray[np.int64], pair: PairEvidence) -> None:
     """Order the latency samples of every hop and direction with one sort of packed values."""
-    if not pair.sample_lane.size or not len(hops):
+    total = sum(lanes.size for lanes in pair.sample_lane)
+    if not total or not len(hops):
         return
     # what a lane means is worked out once for every edge and direction, not for every sample
     hop = hop_of_edge.repeat(2)
@@ -167,33 +173,35 @@ def _latencies(counts: HopCounts, hops: Hops, hop_of_edge: NDArray[np.int64], pa
     reply = backward == forward_a
     # original runs from a to b unless the hop is reverse; replies run the other way
     sign = np.where(reply == hops.reverse[place], np.int8(1), np.int8(-1))
-    code = (hop << 1) | reply
-    lane_of_sample, delta = pair.sample_lane, pair.sample_delta
-    if (hop < 0).any():
-        kept = hop[lane_of_sample] >= 0
-        lane_of_sample, delta = lane_of_sample[kept], delta[kept]
-        if not delta.size:
-            return
-    span = np.uint64(36)  # REACH_NS is below 2**35 on either side of zero
-    half = np.int64(2**35)
-    packed = code[lane_of_sample].astype(np.uint64)
-    packed <<= span
-    signed = delta * sign[lane_of_sample]
-    np.clip(signed, -half, half - 1, out=signed)
-    signed += half
-    packed |= signed.view(np.uint64)
+    code = np.where(hop >= 0, (hop << 1) | reply, 0).astype(np.uint64) << _LATENCY_BITS
+    skipped = hop < 0
+    packed = np.empty(total, np.uint64)
+    size = 0
+    for lanes, delta in zip(pair.sample_lane, pair.sample_delta, strict=True):
+        signed = delta * sign[lanes]
+        np.clip(signed, -_LATENCY_HALF, _LATENCY_HALF - 1, out=signed)
+        signed += _LATENCY_HALF
+        values = signed.view(np.uint64)
+        values |= code[lanes]
+        if skipped.any():
+            values = values[~skipped[lanes]]
+        packed[size : size + values.size] = values
+        size += values.size
+    packed = packed[:size]
+    if not size:
+        return
     packed.sort()
-    lane = packed >> span
-    starts = np.flatnonzero(np.concatenate([[True], lane[1:] != lane[:-1]]))
-    sizes = np.diff(np.append(starts, packed.size))
-    value = (packed & np.uint64(2**36 - 1)).astype(np.int64) - half
-    lanes = lane[starts].astype(np.int64)
+    first = np.flatnonzero((packed[1:] ^ packed[:-1]) >> _LATENCY_BITS) + 1
+    starts = np.concatenate([[0], first])
+    sizes = np.diff(np.append(starts, size))
+    lanes_found = (packed[starts] >> _LATENCY_BITS).astype(np.int64)
     ranks = (np.zeros(sizes.size, np.int64), (sizes - 1) // 2, -(-sizes * 99 // 100) - 1, sizes - 1)
-    for column, rank in enumerate(ranks):
-        counts.latency[lanes >> 1, lanes & 1, column] = value[starts + rank]
-    low, high = value[starts], value[starts + sizes - 1]
+    low_bits = np.uint64((1 << int(_LATENCY_BITS)) - 1)
+    values_at = [(packed[starts + rank] & low_bits).astype(np.int64) - _LATENCY_HALF for rank in ranks]
+    for column, values_of_rank in enumerate(values_at):
+        counts.latency[lanes_found >> 1, lanes_found & 1, column] = values_of_rank
     # taps that share one timestamp measure nothing; a negative latency means two clocks
-    counts.measurable[lanes >> 1, lanes & 1] = (low >= 0) & (high > 0)
+    counts.measurable[lanes_found >> 1, lanes_found & 1] = (values_at[0] >= 0) & (values_at[-1] > 0)
 
 
 @dataclass(slots=True)

@@ -53,8 +53,8 @@ def counted(drawn: list[Hop | None], samples: list[Sample]) -> HopCounts:
     nobody = Unmatched.concatenate([], np.empty(0, np.int64))
     pair = PairEvidence(
         edges=edges,
-        sample_lane=integers([s[0] * 2 + s[1] for s in samples]).astype(np.int32),
-        sample_delta=integers([s[2] for s in samples]),
+        sample_lane=[integers([s[0] * 2 + s[1] for s in samples]).astype(np.int32)],
+        sample_delta=[integers([s[2] for s in samples])],
         unmatched=(nobody, nobody),
         margin_ns=0,
     )
