@@ -24,12 +24,13 @@ class Usual:
 
     _deltas: list[NDArray[np.int64]] = field(default_factory=list)
     _count: int = 0
+    _longest: int | None = None  #: worked out when asked for; None again when something was learned
 
     def longest_ns(self) -> int | None:
         """Return how far apart two sightings of one packet usually are at most; None while unknown."""
-        if not self._deltas:
-            return None
-        return int(np.percentile(np.abs(np.concatenate(self._deltas)), 99.5))
+        if self._longest is None and self._deltas:
+            self._longest = int(np.percentile(np.abs(np.concatenate(self._deltas)), 99.5))
+        return self._longest
 
     def reach_ns(self) -> int | None:
         """Return how far apart two unique sightings may be without an IP id to vouch for them."""
@@ -42,3 +43,4 @@ class Usual:
             step = max(1, deltas.size // (_SAMPLE // 4))
             self._deltas.append(deltas[::step][:_SAMPLE])
             self._count += self._deltas[-1].size
+            self._longest = None
