@@ -20,13 +20,15 @@ def may_fork() -> bool:
     return sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1 and threading.active_count() == 1
 
 
-def texts_of_both(
-    first: Callable[[], Iterator[str]], second: Callable[[], Iterator[str]], separator: str
-) -> Iterator[str]:
+#: Bytes of the other process's text taken at a time: whole, it would cost page faults and time.
+_PIECE_BYTES = 1 << 18
+
+
+def texts_of_both(first: Callable[[], Iterator[str]], second: Callable[[], Iterator[str]]) -> Iterator[str]:
     """Give the texts of `first`, then those of `second`, which another process makes in the meantime.
 
-    Texts are ASCII; those of the other process come joined into one. A process that fails costs time only:
-    its texts are then made here.
+    Texts are ASCII; those of the other process come in pieces of their own. A process that fails costs time
+    only: its texts are then made here.
     """
     store = os.memfd_create("nattrace")
     child = os.fork()
@@ -34,10 +36,7 @@ def texts_of_both(
         code = 1
         try:
             with open(store, "wb", closefd=False) as stream:
-                stream.writelines(
-                    (separator + text if number else text).encode("ascii")
-                    for number, text in enumerate(second())
-                )
+                stream.writelines(text.encode("ascii") for text in second())
             code = 0
         finally:
             os._exit(code)
@@ -49,8 +48,9 @@ def texts_of_both(
             yield from second()
             return
         os.lseek(store, 0, os.SEEK_SET)
-        with open(store, "rb", closefd=False) as stream:
-            yield stream.read().decode("ascii")
+        with open(store, "rb", buffering=0, closefd=False) as stored:
+            while piece := stored.read(_PIECE_BYTES):
+                yield piece.decode("ascii")
     finally:
         os.close(store)
         if child:  # nobody wants the texts any more

@@ -58,7 +58,7 @@ class FlowSequence(Sequence[Flow]):
             yield from self._block(start, min(start + _BLOCK, len(self)))
 
     def json_texts(self, undated: frozenset[str]) -> Iterator[str]:
-        """Give the JSON texts of all flows, several at a time and joined by commas, without making the objects."""
+        """Give the JSON texts of all flows in pieces that follow each other, without making the objects."""
         from nattrace.report.flow_lines import flow_texts  # noqa: PLC0415 - only the JSON report needs it
 
         return flow_texts(self._c, self._names, self._book, undated)

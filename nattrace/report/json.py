@@ -69,7 +69,8 @@ def write_json(data: ReportView, stream: TextIO) -> None:
     if texts is None:
         _write_lines(stream, (flow_json(flow, undated) for flow in data.flows))
     else:
-        _write_lines(stream, texts(undated), per_write=1)
+        stream.writelines(texts(undated))
+        stream.write("\n" if len(data.flows) else "")
     stream.write('],\n"findings": [')
     _write_lines(stream, (json.dumps(finding_dict(finding)) for finding in data.findings))
     stream.write(f'],\n"accounting": {json.dumps(accounting_dict(data.accounting))}}}\n')
@@ -310,11 +311,11 @@ def _counts(counts: Mapping[str, int]) -> dict[str, int]:
     return {well_formed(reason): counts[reason] for reason in sorted(counts)}
 
 
-def _write_lines(stream: TextIO, items: Iterable[str], per_write: int = FLOWS_PER_WRITE) -> None:
+def _write_lines(stream: TextIO, items: Iterable[str]) -> None:
     """Write JSON values one a line, separated by commas, after an opening bracket that is already written."""
     remaining = iter(items)
     separator = "\n"
-    while batch := list(islice(remaining, per_write)):
+    while batch := list(islice(remaining, FLOWS_PER_WRITE)):
         stream.write(separator + ",\n".join(batch))
         separator = ",\n"
     if separator != "\n":

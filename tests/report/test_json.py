@@ -174,8 +174,8 @@ VARIED = (
 def check_columns_against_objects(*sources: str) -> int:
     report = analyze(*sources, rows=False)
     for undated in (frozenset[str](), frozenset(point.name for point in report.points)):
-        from_columns = ",\n".join(report.flows.json_texts(undated))  # type: ignore[attr-defined]
-        assert from_columns == ",\n".join(flow_json(flow, undated) for flow in report.flows)
+        from_columns = "".join(report.flows.json_texts(undated))  # type: ignore[attr-defined]
+        assert from_columns == "\n" + ",\n".join(flow_json(flow, undated) for flow in report.flows)
     found = json.loads(written(report))
     assert json.dumps(found) == json.dumps(report_dict(report))
     return len(report.flows)
