@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nattrace.match.flows import Flows, group_flows
 from nattrace.match.fragments import FirstFragments
 from nattrace.match.keys import icmp_error_rows, icmp_query_rows
 from nattrace.match.rows import Rows
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from nattrace.ingest.source import Capture, PointInfo, ReadOptions
+    from nattrace.match.flows import Flows
 
 #: Packets of a capture that are handed on at once.
 CHUNK_PACKETS = 32_768
@@ -92,12 +92,11 @@ class Preparation:
         for point, reading in enumerate(self._points):
             if not reading.tables:
                 continue
-            rows = Rows.prepare(
+            rows, flows = Rows.prepare(
                 PacketTable.concatenate(reading.tables),
                 reading.prepared,
                 printed=not self._options.comparable_content,
             )
-            flows, rows.flow = group_flows(rows.table, rows.flow_key, rows.backward)
             size_bytes = reading.size_bytes
             reading.prepared += len(rows)
             reading.tables, reading.size_bytes = [], 0

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nattrace.match.flows import group_flows
 from nattrace.match.keys import flow_hash, packet_keys
 from nattrace.table import COLUMNS, PacketTable
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+    from nattrace.match.flows import Flows
 
 
 @dataclass(slots=True)
@@ -23,10 +26,9 @@ class Rows:
     table: PacketTable
     content: NDArray[np.uint64]  #: key without IP id, see `packet_keys`
     exact: NDArray[np.uint64]  #: key with IP id
-    flow_key: NDArray[np.uint64]  #: see `flow_hash`
     backward: NDArray[np.bool_]
     number: NDArray[np.int64]  #: running number among the point's decoded packets
-    flow: NDArray[np.int64]  #: index of the point's partial flow; -1 until grouped
+    flow: NDArray[np.int64]  #: index of the point's partial flow
     common: NDArray[np.bool_]  #: others in its window said the very same; only known of rows that wait
     said: NDArray[np.uint64] | None = None  #: no column: what several packets say, sorted; see `commonplace`
 
@@ -35,13 +37,16 @@ class Rows:
         return len(self.table)
 
     @classmethod
-    def prepare(cls, table: PacketTable, first_number: int, *, printed: bool = False) -> Rows:
-        """Compute keys for freshly decoded packets; `printed` when some point has only printed fields."""
+    def prepare(cls, table: PacketTable, first_number: int, *, printed: bool = False) -> tuple[Rows, Flows]:
+        """Compute keys for freshly decoded packets and group them into flows, which `flow` indexes.
+
+        `printed` when some point of the analysis has only printed fields.
+        """
         content, exact = packet_keys(table, residuals=not printed)
         key, backward = flow_hash(table)
+        flows, member = group_flows(table, key, backward)
         number = np.arange(first_number, first_number + len(table))
-        ungrouped = np.full(len(table), -1, np.int64)
-        return cls(table, content, exact, key, backward, number, ungrouped, np.zeros(len(table), np.bool_))
+        return cls(table, content, exact, backward, number, member, np.zeros(len(table), np.bool_)), flows
 
     @classmethod
     def concatenate(cls, parts: Sequence[Rows]) -> Rows:
@@ -49,7 +54,7 @@ class Rows:
         if len(parts) == 1:
             return parts[0]
         if not parts:
-            return cls.prepare(PacketTable.empty(), 0)
+            return cls.prepare(PacketTable.empty(), 0)[0]
         return cls(
             PacketTable.concatenate([p.table for p in parts]),
             *(np.concatenate([getattr(p, name) for p in parts]) for name in _EXTRA),
@@ -112,4 +117,4 @@ class Window:
         self._size = rows.size
 
 
-_EXTRA = ("content", "exact", "flow_key", "backward", "number", "flow", "common")
+_EXTRA = ("content", "exact", "backward", "number", "flow", "common")
