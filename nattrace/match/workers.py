@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import pickle
+import signal
 import socket
 from contextlib import suppress
 from dataclasses import fields
@@ -37,8 +38,8 @@ WORKER_FILE_BYTES = 16 * 2**20
 #: Shared slots a worker has: it fills one while the other is being read.
 _SLOTS = 2
 
-#: Bytes of one slot: a chunk of 65,536 packets and what one batch may add, at most some 200 bytes a packet.
-#: A chunk that does not fit (it never should) is sent through the pipe instead.
+#: Bytes of one slot: a chunk and what one batch may add to it, at some 120 bytes a packet. A chunk that does
+#: not fit (it never should) is sent through the pipe instead.
 _SLOT_BYTES = 32 * 2**20
 
 
@@ -96,7 +97,9 @@ class Worker:
         """End the worker, whatever it is doing, and give back its memory."""
         self._pipe.close()
         if self._pid:
-            os.waitpid(self._pid, 0)  # it ends by itself: its pipe is closed
+            if self._outcome is None:  # unfinished, and nobody wants the rest
+                os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
             self._pid = 0
         for slot in self._slots:
             with suppress(BufferError):  # a chunk was left unread: its memory goes when it does

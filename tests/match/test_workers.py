@@ -1,0 +1,79 @@
+"""Workers end in every case: read out, abandoned half-way, or killed from outside."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nattrace.errors import NattraceError
+from nattrace.ingest import ReadOptions, open_capture, parse_sources
+from nattrace.match import prepare, workers
+from nattrace.match.prepare import Preparation
+from nattrace.match.workers import Worker
+from nattrace.table import COLUMNS
+
+CAPTURE = Path(__file__).parents[1] / "fixtures" / "lab" / "ipv6_masquerade" / "docker0.pcap"
+
+
+def opened(options: ReadOptions) -> Worker:
+    (source,) = parse_sources([str(CAPTURE)])
+    return Worker(open_capture(source, options), options)
+
+
+def no_children() -> bool:
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return True
+    return False
+
+
+def test_chunks_are_those_made_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "CHUNK_PACKETS", 1)
+    options, here = ReadOptions(), ReadOptions()
+    (source,) = parse_sources([str(CAPTURE)])
+    wanted = list(Preparation(open_capture(source, here), here).chunks())
+    with closing(opened(options)) as worker:
+        count = 0
+        texts: list[list[str]] = []
+        for chunk, expected in zip(worker.chunks(), wanted, strict=True):
+            count += 1
+            for name in COLUMNS:
+                found = getattr(chunk.rows.table, name)
+                assert np.array_equal(found, getattr(expected.rows.table, name)), name
+            for flows, book in ((chunk.flows, options.book), (expected.flows, here.book)):
+                texts.append(
+                    [book.text(*pair) for pair in zip(flows.version, flows.low_address, strict=True)]
+                )
+            assert texts[-1] == texts[-2]
+        assert count == len(wanted) > 0
+        assert worker.outcome().points[0].packets == 64
+    assert no_children()
+
+
+def test_a_chunk_that_fits_no_slot_comes_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_SLOT_BYTES", 4096)
+    with closing(opened(ReadOptions())) as worker:
+        assert sum(len(chunk.rows) for chunk in worker.chunks()) == worker.outcome().points[0].decoded - sum(
+            worker.outcome().set_aside[0].values()
+        )
+
+
+def test_an_abandoned_worker_is_ended() -> None:
+    with closing(opened(ReadOptions())) as worker:
+        next(worker.chunks())
+    assert no_children()
+
+
+def test_a_killed_worker_is_said() -> None:
+    with closing(opened(ReadOptions())) as worker:
+        os.kill(worker._pid, signal.SIGKILL)
+        os.waitid(os.P_PID, worker._pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(NattraceError, match="worker process was killed"):
+            list(worker.chunks())
+    assert no_children()
