@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nattrace.table import ECHO_REPLY, ECHO_REPLY_V6, ECHO_REQUEST, ECHO_REQUEST_V6, ICMP, ICMPV6, TCP
+from nattrace.table import ECHO_REPLY, ECHO_REPLY_V6, ECHO_REQUEST, ECHO_REQUEST_V6, ICMP, ICMPV6
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,7 +106,6 @@ def group_flows(
     turned = backward[leader]
     src, dst = table.src[leader], table.dst[leader]
     sport, dport = table.sport[leader], table.dport[leader]
-    time = table.time_ns[order]
     sizes = np.diff(np.append(starts, order.size))
     if not starts.size:
         backwards = first = last = np.empty(0, np.int64)
@@ -114,11 +113,13 @@ def group_flows(
         backwards = np.add.reduceat(backward[order], starts, dtype=np.int64)
         if (table.time_ns[1:] >= table.time_ns[:-1]).all():
             # in order of time, as captures mostly are: a group's first row is its earliest
-            first, last = time[starts], time[starts + sizes - 1]
+            first, last = table.time_ns[leader], table.time_ns[order[starts + sizes - 1]]
         else:
+            time = table.time_ns[order]
             first, last = np.minimum.reduceat(time, starts), np.maximum.reduceat(time, starts)
-    hints = _opened(table, backward)[order]
-    hint = np.bitwise_or.reduceat(hints, starts) if starts.size else np.empty(0, np.uint8)
+    hint = np.zeros(starts.size, np.uint8)
+    telling, opened = _openers(table, backward)
+    np.bitwise_or.at(hint, member[telling], opened)
     protocol = table.protocol[leader]
     return (
         Flows(
@@ -140,26 +141,29 @@ def group_flows(
     )
 
 
-def _opened(table: PacketTable, backward: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Return for each packet who, by its own word, opened the conversation: a SYN, an echo request."""
-    by_sender = np.zeros(len(table), np.bool_)
-    by_receiver = by_sender.copy()
-    tcp = table.protocol == TCP
-    flags = table.tcp_flags & np.uint16(_SYN_ACK)
-    by_sender |= tcp & (flags == _SYN)
-    by_receiver |= tcp & (flags == _SYN_ACK)
-    if not tcp.all():
-        v4, v6, kind = table.protocol == ICMP, table.protocol == ICMPV6, table.icmp_type
-        by_sender |= (v4 & (kind == ECHO_REQUEST)) | (v6 & (kind == ECHO_REQUEST_V6))
-        by_receiver |= (v4 & (kind == ECHO_REPLY)) | (v6 & (kind == ECHO_REPLY_V6))
-        by_sender |= v4 & ((kind == 13) | (kind == 15) | (kind == 17))
-        by_receiver |= v4 & ((kind == 14) | (kind == 16) | (kind == 18))
-    opened: NDArray[Any] = np.zeros(len(table), np.uint8)
-    opened[by_sender] = LOW_OPENED
-    opened[by_receiver] = HIGH_OPENED
-    turned = backward & (by_sender | by_receiver)
-    opened[turned] ^= np.uint8(LOW_OPENED | HIGH_OPENED)
-    return opened
+def _openers(table: PacketTable, backward: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Return the packets that tell who opened their conversation (SYNs, queries, their answers), and who."""
+    # flags are 0 without TCP, so the few packets that matter are found without looking at the protocol
+    syn = np.flatnonzero((table.tcp_flags & np.uint16(_SYN)) != 0)
+    by_receiver = (table.tcp_flags[syn] & np.uint16(_SYN_ACK)) == _SYN_ACK
+    icmp = np.flatnonzero((table.protocol == ICMP) | (table.protocol == ICMPV6))
+    if not icmp.size:
+        rows, answered = syn, by_receiver
+    else:
+        kind, v4 = table.icmp_type[icmp], table.protocol[icmp] == ICMP
+        answer = np.where(
+            v4,
+            (kind == ECHO_REPLY) | (kind == 14) | (kind == 16) | (kind == 18),
+            kind == ECHO_REPLY_V6,
+        )
+        query = np.where(
+            v4, (kind == ECHO_REQUEST) | (kind == 13) | (kind == 15) | (kind == 17), kind == ECHO_REQUEST_V6
+        )
+        telling = answer | query
+        rows = np.concatenate([syn, icmp[telling]])
+        answered = np.concatenate([by_receiver, answer[telling]])
+    high = backward[rows] ^ answered
+    return rows, np.where(high, np.uint8(HIGH_OPENED), np.uint8(LOW_OPENED))
 
 
 def merge_flows(parts: Sequence[Flows]) -> tuple[Flows, NDArray[np.int64]]:
