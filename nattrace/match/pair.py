@@ -17,7 +17,7 @@ from nattrace.match.bindings import match_by_binding
 from nattrace.match.edges import Edges, group_lanes, merge_edges
 from nattrace.match.outcome import ABSENT, Matches, Unmatched
 from nattrace.match.rows import Rows
-from nattrace.match.ties import candidates, tied_rows
+from nattrace.match.ties import TIE_WINDOW_NS, candidates, tied_rows
 from nattrace.match.unique import commonplace
 from nattrace.match.usual import Usual
 from nattrace.match.votes import elect
@@ -107,7 +107,10 @@ class PairState:
         if not left.size:
             return
         waiting = self.waiting_b if side == 0 else self.waiting_a
-        waits = np.isin(rows.content[left], np.concatenate([others, *(w.content for w in waiting)]))
+        # what waits for longer than anything is forwarded is no candidate of these
+        oldest_ns = int(rows.table.time_ns[left].min()) - TIE_WINDOW_NS
+        recent = [part.content for part in waiting if int(part.table.time_ns.max()) >= oldest_ns]
+        waits = np.isin(rows.content[left], np.concatenate([others, *recent]))
         if waits.any():
             waiter = rows.take(left[waits])
             waiter.common = commonplace(rows, left[waits])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nattrace.match.rows import Rows
 
 #: A packet has a candidate only this close: nothing forwards a packet after half a minute (see REACH_NS).
-_TIE_WINDOW_NS = 30_000_000_000
+TIE_WINDOW_NS = 30_000_000_000
 #: Candidates named for an ambiguous packet.
 CANDIDATES = 4
 
@@ -44,7 +44,7 @@ def tied_rows(rows: Rows, others: Rows) -> NDArray[np.uint8]:
         for end in ("src", "dst"):
             group, their_group = group_ids(*_tie_keys(rows, others, end))
             apart = nearest_distance(group, rows.table.time_ns, their_group, others.table.time_ns)
-            tied[apart <= _TIE_WINDOW_NS] = TIED
+            tied[apart <= TIE_WINDOW_NS] = TIED
     return tied
 
 
