@@ -185,6 +185,15 @@ class Rewrites:
             assert isinstance(row, Rewrite)
             yield row
 
+    def to_arrow(self) -> Any:
+        """Return the rewritten packets as a `pyarrow.Table`: whole columns, shaped as the JSON rows are.
+
+        Raises MissingToolError where pyarrow (the extra ``arrow``) is not installed.
+        """
+        from nattrace.report.arrow import to_table  # noqa: PLC0415 - pyarrow is an extra
+
+        return to_table(self)
+
     def all(self) -> Iterator[Rewrite | Unmatched]:
         """Give every crossing and every packet without one."""
         return self._rows(everything=True)

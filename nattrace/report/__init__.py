@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nattrace.report.view import ReportView
 
 ReportFormat = Literal["table", "json"]
-RowFormat = Literal["table", "jsonl", "csv"]
+RowFormat = Literal["table", "jsonl", "csv", "parquet"]
 
 _Format = TypeVar("_Format", bound=str)
 
@@ -46,7 +46,12 @@ ROW_FORMATS: Final[tuple[RowFormat, ...]] = get_args(RowFormat)
 
 #: File suffix to format, for reports and for rows.
 REPORT_SUFFIXES: Final[Mapping[str, ReportFormat]] = {".txt": "table", ".json": "json"}
-ROW_SUFFIXES: Final[Mapping[str, RowFormat]] = {".txt": "table", ".jsonl": "jsonl", ".csv": "csv"}
+ROW_SUFFIXES: Final[Mapping[str, RowFormat]] = {
+    ".txt": "table",
+    ".jsonl": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
 
 
 def report_format(path: str | Path) -> ReportFormat:
@@ -100,6 +105,13 @@ def write_rows(
         from nattrace.report.rows_table import write_rows_table  # noqa: PLC0415
 
         write_rows_table(rows, stream, width=width)
+    elif format == "parquet":
+        from nattrace.report.arrow import write_parquet  # noqa: PLC0415
+
+        binary = getattr(stream, "buffer", None)
+        if binary is None:
+            raise UsageError("parquet is no text: write it to a file or a pipe")
+        write_parquet(rows, binary)
     else:
         raise UsageError(f"unknown row format {format!r}: choose from {', '.join(ROW_FORMATS)}")
 
