@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 from nattrace.errors import InputError
 from nattrace.ingest.compressed import MAX_DEPTH, DecompressedStream, compression_of
 from nattrace.ingest.decode import comparable_bytes, decode
+from nattrace.ingest.link import LINK_HEADER_BYTES
 from nattrace.ingest.pcap import MAGICS as PCAP_MAGICS
 from nattrace.ingest.pcap import PcapReader
 from nattrace.ingest.pcapng import MAGIC as PCAPNG_MAGIC
@@ -215,9 +216,17 @@ class FileCapture:
     def comparable_bytes(self) -> int:
         """Return the IP bytes that this capture holds of its most truncated packet, 65535 if none is cut.
 
-        Looks at the first chunk only: a snaplen cuts every packet alike.
+        Looks at the first chunk, and at the snaplens in the headers: one cuts every packet alike, even when
+        no packet of the first chunk is long enough to show it. A snaplen that the chunk's packets exceed
+        means nothing.
         """
-        return min((comparable_bytes(records) for records in self.first_records()), default=_ALL_BYTES)
+        found = [_ALL_BYTES]
+        for records in self.first_records():
+            found.append(comparable_bytes(records))
+            snaplen, header = self.points[records.point].snaplen, LINK_HEADER_BYTES.get(records.link_type)
+            if snaplen and header is not None and int(records.captured_length.max(initial=0)) <= snaplen:
+                found.append(max(snaplen - header, 0))
+        return min(found)
 
     def batches(self, options: ReadOptions) -> Iterator[Batch]:
         """Decode the packets in file order, a chunk at a time; to be called once.

@@ -300,3 +300,19 @@ def assert_as_tshark(path: Path) -> None:
     _, found = read(path.read_bytes())
     assert [(p.frame, p.time_ns, p.wire, len(p.data)) for p in found] == expected
     assert expected
+
+
+def comparable(snaplen: int, *sizes: int) -> int:
+    """Return what a capture of whole packets of these sizes says every packet has."""
+    content = b"".join([pcap_header(snaplen=snaplen), *(record(bytes(size)) for size in sizes)])
+    return open_capture(Source((io.BytesIO(content),)), ReadOptions()).comparable_bytes()
+
+
+def test_a_snaplen_counts_before_a_packet_is_long_enough_to_show_it() -> None:
+    assert comparable(96, 60, 74) == 96 - 14
+    assert comparable(262144, 60, 1514) == 65535
+
+
+def test_a_snaplen_that_packets_exceed_means_nothing() -> None:
+    assert comparable(20, 60, 74) == 65535
+    assert comparable(0, 60) == 65535
