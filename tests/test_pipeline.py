@@ -6,10 +6,14 @@ import io
 import itertools
 import json
 import os
+import random
+import socket
+import struct
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import dpkt
 import pytest
 from simulation import Network, Simulated, Traffic, masquerade, routed, simulate, write_pcap
 from verdict import check_accounting, expected_flows, flows_told, judge_rows
@@ -268,3 +272,33 @@ def test_rows_and_flows_count_the_same_packets(tmp_path: Path) -> None:
                 if (c.from_point, c.to_point) == (first, second)
             }
             assert sum(matched.values()) == count
+
+
+def test_a_snaplen_that_shows_late_costs_no_packet(tmp_path: Path) -> None:
+    """One side cut at 60 bytes, its first megabyte of packets too short to show it; the other side whole."""
+    noise = random.Random(5)
+    payloads = [noise.randbytes(12 if n < 20_000 else 500) for n in range(20_100)]
+    paths = []
+    for name, source, port, ttl, snaplen in (
+        ("inside", "172.17.0.2", 40000, 64, 60),
+        ("outside", "203.0.113.10", 50000, 63, 262144),
+    ):
+        parts = [struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, snaplen, 1)]
+        for n, payload in enumerate(payloads):
+            datagram = dpkt.udp.UDP(sport=port, dport=53, data=payload, ulen=8 + len(payload))
+            packet = dpkt.ip.IP(
+                src=socket.inet_aton(source), dst=bytes([198, 51, 100, 1]), p=17, ttl=ttl, id=0, data=datagram
+            )
+            packet.len = len(packet)
+            frame = bytes(dpkt.ethernet.Ethernet(type=0x0800, data=packet))
+            time_ns = n * 1_000_000 + (64 - ttl) * 20_000
+            cut = frame[:snaplen]
+            head = struct.pack(
+                "<IIII", 1_700_000_000 + time_ns // 10**9, time_ns % 10**9, len(cut), len(frame)
+            )
+            parts.append(head + cut)
+        path = tmp_path / f"{name}.pcap"
+        path.write_bytes(b"".join(parts))
+        paths.append(path)
+    accounting = nattrace.analyze(*paths).accounting
+    assert accounting.matched == accounting.packets == 2 * len(payloads)

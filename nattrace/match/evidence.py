@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from nattrace.table import AddressBook, PacketTable
 
 #: Evidence flags; `names` spells them for reports.
-ICMP_SEQ, TCP_SEQ, TCP_ACK, PAYLOAD, CHECKSUM, IP_ID, SAME_SRC, SAME_DST, BINDING = (1 << n for n in range(9))
+ICMP_SEQ, TCP_SEQ, TCP_ACK, PAYLOAD, CHECKSUM, IP_ID, SAME_SRC, SAME_DST, BINDING, NEAREST = (
+    1 << n for n in range(10)
+)
 _NAMES = (
-    "icmp-seq", "tcp-seq", "tcp-ack", "payload", "checksum", "ip-id", "same-src", "same-dst", "binding",
+    "icmp-seq", "tcp-seq", "tcp-ack", "payload", "checksum", "ip-id", "same-src", "same-dst", "binding", "nearest",
 )  # fmt: skip
 
 #: Bits of agreement from which a pair that is unique on both sides is believed on its own: an IP
