@@ -8,7 +8,9 @@ import pytest
 
 import nattrace
 from lab.check import check_against_truth
-from lab.scenarios import SCENARIOS, NotHereError, icmp_random_fully
+from lab.scenarios import SCENARIOS
+from lab.scenarios.basic import icmp_random_fully
+from lab.scenarios.recording import NotHereError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,24 +1,19 @@
-"""The lab's runs: each builds hosts, sets rules, sends traffic, and returns what the kernel did.
-
-A scenario takes an empty folder, leaves one pcap for each point and conntrack's text in it, and returns the
-`Truth`. Its docstring's first line is the fixture's description. Nothing here looks at nattrace.
-"""
+"""Masquerade and published ports on one host or two, collisions, flushes, losses: NAT as it is every day."""
 
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from lab import rules, topology
-from lab.recorder import WHOLE, Recording
+from lab.scenarios.recording import NotHereError, kernel_truth, recorded
 from lab.topology import SERVERS, SERVERS_V6, UPLINK, Lab, client_address, lab
 from lab.traffic import Pinger, TcpConnection, TcpServer, UdpClient, UdpServer, closing_all, token
-from lab.truth import Hop, Truth, parse_conntrack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from lab.truth import Truth
 
 #: Ethernet 14, IPv4 20, ICMP 8: the headers of a ping and nothing of its payload.
 HEADERS_ONLY = 42
@@ -26,45 +21,6 @@ HEADERS_ONLY = 42
 AFTER_LOSS_S = 0.3
 #: What ping sends when its payload says nothing: as many zeros as iputils sends bytes.
 ZEROS = bytes(56)
-
-
-def _conntrack_name(hop: int) -> str:
-    return "conntrack.txt" if hop == 0 else f"conntrack-{hop + 1}.txt"
-
-
-class NotHereError(RuntimeError):
-    """This machine's kernel cannot do what a scenario is about."""
-
-
-@contextmanager
-def _recorded(net: Lab, folder: Path, *, snaplen: int = WHOLE, without: str = "") -> Iterator[Recording]:
-    """Record all points (except `without`) and every router's conntrack events while the body runs."""
-    with Recording.into(folder) as recording:
-        for number, (router, _, _) in enumerate(net.hops):
-            recording.conntrack(router, _conntrack_name(number))
-        points = [(net.router, net.hops[0][1]), *((router, outer) for router, _, outer in net.hops)]
-        for host, point in points:
-            if point != without:
-                recording.capture(host, point, snaplen=snaplen)
-        yield recording
-
-
-def _truth(
-    net: Lab,
-    folder: Path,
-    *,
-    dropped: int = 0,
-    unique_payloads: bool = True,
-    partial: bool = False,
-    tied: bool = False,
-) -> Truth:
-    hops = tuple(
-        Hop(inner, outer, name, tuple(parse_conntrack((folder / name).read_text())))
-        for name, (_, inner, outer) in zip(
-            (_conntrack_name(number) for number in range(len(net.hops))), net.hops, strict=True
-        )
-    )
-    return Truth(hops, dropped, unique_payloads, partial, tied)
 
 
 def icmp_id_collision(folder: Path) -> Truth:
@@ -75,13 +31,13 @@ def icmp_id_collision(folder: Path) -> Truth:
             Pinger(client, SERVERS[0], id_, payload=ZEROS)
             for client, id_ in zip(net.clients, (1, 1, 1, 7), strict=True)
         ]
-        with closing_all(*pingers), _recorded(net, folder):
+        with closing_all(*pingers), recorded(net, folder):
             for seq in range(5):
                 for pinger in pingers:
                     pinger.send(seq)
                 for pinger in pingers:
                     pinger.receive()
-        return _truth(net, folder, unique_payloads=False)
+        return kernel_truth(net, folder, unique_payloads=False)
 
 
 def icmp_random_fully(folder: Path, *, containers: int = 4, ids: int = 3, rounds: int = 20) -> Truth:
@@ -93,14 +49,14 @@ def icmp_random_fully(folder: Path, *, containers: int = 4, ids: int = 3, rounds
             for client in net.clients
             for id_ in range(1, ids + 1)
         ]
-        with closing_all(*pingers), _recorded(net, folder, snaplen=HEADERS_ONLY):
+        with closing_all(*pingers), recorded(net, folder, snaplen=HEADERS_ONLY):
             for seq in range(rounds):
                 for pinger in pingers:
                     pinger.send(seq)
                 for pinger in pingers:
                     # A constant payload of 56 bytes comes back whole; only the capture is cut.
                     pinger.receive()
-        return _truth(net, folder, unique_payloads=False)
+        return kernel_truth(net, folder, unique_payloads=False)
 
 
 def port_collision(folder: Path) -> Truth:
@@ -109,7 +65,7 @@ def port_collision(folder: Path) -> Truth:
         rules.docker_nat(net.router)
         tcp = TcpServer(net.internet, SERVERS[0], 80)
         udp = [UdpServer(net.internet, server, 53) for server in SERVERS[:2]]
-        with closing_all(tcp, *udp), _recorded(net, folder):
+        with closing_all(tcp, *udp), recorded(net, folder):
             clients = [
                 (UdpClient(client, 40000, server, 53), answering)
                 for client, server, answering in zip(
@@ -128,7 +84,7 @@ def port_collision(folder: Path) -> Truth:
                         client.exchange(answering, token(), token())
                 for connection in connections:
                     connection.close()
-        return _truth(net, folder)
+        return kernel_truth(net, folder)
 
 
 def published_port(folder: Path) -> Truth:
@@ -138,7 +94,7 @@ def published_port(folder: Path) -> Truth:
         rules.publish(net.router, "tcp", 8080, client_address(1), 80)
         rules.publish(net.router, "udp", 5353, client_address(2), 53)
         _reach_inward(net, folder)
-        return _truth(net, folder)
+        return kernel_truth(net, folder)
 
 
 def published_port_masqueraded(folder: Path) -> Truth:
@@ -161,14 +117,14 @@ def _masqueraded_inward(folder: Path, *, bridge_netfilter: bool) -> Truth:
         rules.snat_inward(net.router, "tcp", "20000-20007")
         rules.snat_inward(net.router, "udp", "20000-20007")
         _reach_inward(net, folder)
-        return _truth(net, folder)
+        return kernel_truth(net, folder)
 
 
 def _reach_inward(net: Lab, folder: Path) -> None:
     """Two outside hosts use one source port towards each published port."""
     web = TcpServer(net.clients[0], client_address(1), 80)
     dns = UdpServer(net.clients[1], client_address(2), 53)
-    with closing_all(web, dns), _recorded(net, folder):
+    with closing_all(web, dns), recorded(net, folder):
         connections = [
             TcpConnection(net.internet, 50000, web, (UPLINK, 8080), source) for source in SERVERS[:2]
         ]
@@ -192,7 +148,7 @@ def two_hops(folder: Path) -> Truth:
         pingers = [Pinger(client, SERVERS[0], 1) for client in net.clients]
         # The second router pings with the same id itself, so it must rewrite one that came unchanged.
         neighbour = Pinger(net.outer_router, SERVERS[0], 1)
-        with closing_all(tcp, udp, neighbour, *pingers), _recorded(net, folder):
+        with closing_all(tcp, udp, neighbour, *pingers), recorded(net, folder):
             neighbour.ping(0)
             for seq in range(4):
                 for pinger in pingers:
@@ -209,7 +165,7 @@ def two_hops(folder: Path) -> Truth:
                         connection.exchange(token(80), token(500))
                 for connection in connections:
                     connection.close()
-        return _truth(net, folder)
+        return kernel_truth(net, folder)
 
 
 def ipv6_masquerade(folder: Path) -> Truth:
@@ -219,7 +175,7 @@ def ipv6_masquerade(folder: Path) -> Truth:
         server = SERVERS_V6[0]
         tcp, udp = TcpServer(net.internet, server, 80), UdpServer(net.internet, server, 53)
         pingers = [Pinger(client, server, 1) for client in net.clients]
-        with closing_all(tcp, udp, *pingers), _recorded(net, folder):
+        with closing_all(tcp, udp, *pingers), recorded(net, folder):
             for seq in range(4):
                 for pinger in pingers:
                     pinger.send(seq)
@@ -235,7 +191,7 @@ def ipv6_masquerade(folder: Path) -> Truth:
                         connection.exchange(token(80), token(500))
                 for connection in connections:
                     connection.close()
-        return _truth(net, folder)
+        return kernel_truth(net, folder)
 
 
 def identical_ipv6_pings(folder: Path) -> Truth:
@@ -243,13 +199,13 @@ def identical_ipv6_pings(folder: Path) -> Truth:
     with lab(clients=4, ipv6=True) as net:
         rules.masquerade_v6(net.router, "fd00:17::/64")
         pingers = [Pinger(client, SERVERS_V6[0], 1, payload=ZEROS) for client in net.clients]
-        with closing_all(*pingers), _recorded(net, folder):
+        with closing_all(*pingers), recorded(net, folder):
             for seq in range(10):
                 for pinger in pingers:
                     pinger.send(seq)
                 for pinger in pingers:
                     pinger.receive()
-        return _truth(net, folder, unique_payloads=False, tied=True)
+        return kernel_truth(net, folder, unique_payloads=False, tied=True)
 
 
 def conntrack_flushed(folder: Path) -> Truth:
@@ -259,7 +215,7 @@ def conntrack_flushed(folder: Path) -> Truth:
         udp = UdpServer(net.internet, SERVERS[0], 53)
         pingers = [Pinger(client, SERVERS[0], 1) for client in net.clients]
         clients = [UdpClient(client, 40000, SERVERS[0], 53) for client in net.clients]
-        with closing_all(udp, *pingers, *clients), _recorded(net, folder):
+        with closing_all(udp, *pingers, *clients), recorded(net, folder):
             for life in range(3):
                 if life:
                     net.router.run("conntrack -F")
@@ -268,7 +224,7 @@ def conntrack_flushed(folder: Path) -> Truth:
                         pinger.ping(seq)
                     for client in clients:
                         client.exchange(udp, token(), token())
-        return _truth(net, folder)
+        return kernel_truth(net, folder)
 
 
 def identical_keepalives(folder: Path) -> Truth:
@@ -279,7 +235,7 @@ def identical_keepalives(folder: Path) -> Truth:
         clients = [
             UdpClient(client, sport, SERVERS[0], 4500) for client in net.clients for sport in (4500, 4501)
         ]
-        with closing_all(udp, *clients), _recorded(net, folder):
+        with closing_all(udp, *clients), recorded(net, folder):
             for _ in range(10):
                 for client in clients:
                     client.send(b"\0")
@@ -287,7 +243,7 @@ def identical_keepalives(folder: Path) -> Truth:
                     udp.answer(b"\0")
                 for client in clients:
                     client.receive()
-        return _truth(net, folder, unique_payloads=False)
+        return kernel_truth(net, folder, unique_payloads=False)
 
 
 def routed(folder: Path) -> Truth:
@@ -297,7 +253,7 @@ def routed(folder: Path) -> Truth:
         tcp, udp = TcpServer(net.internet, SERVERS[0], 80), UdpServer(net.internet, SERVERS[0], 53)
         pingers = [Pinger(client, SERVERS[0], 1) for client in net.clients]
         clients = [UdpClient(client, 40000, SERVERS[0], 53) for client in net.clients]
-        with closing_all(tcp, udp, *pingers, *clients), _recorded(net, folder):
+        with closing_all(tcp, udp, *pingers, *clients), recorded(net, folder):
             connections = [TcpConnection(client, 41000, tcp, (SERVERS[0], 80)) for client in net.clients]
             for seq in range(3):
                 for pinger in pingers:
@@ -308,7 +264,7 @@ def routed(folder: Path) -> Truth:
                     connection.exchange(token(80), token(300))
             for connection in connections:
                 connection.close()
-        return _truth(net, folder)
+        return kernel_truth(net, folder)
 
 
 def host_traffic(folder: Path) -> Truth:
@@ -320,7 +276,7 @@ def host_traffic(folder: Path) -> Truth:
         pingers = [Pinger(host, SERVERS[0], 1) for host in (net.router, *net.clients)]
         clients = [UdpClient(host, 40000, SERVERS[0], 53) for host in (net.router, *net.clients)]
         outside = UdpClient(net.internet, 123, UPLINK, 123)
-        with closing_all(udp, inbound, outside, *pingers, *clients), _recorded(net, folder):
+        with closing_all(udp, inbound, outside, *pingers, *clients), recorded(net, folder):
             for seq in range(5):
                 for pinger in pingers:
                     pinger.send(seq)
@@ -329,7 +285,7 @@ def host_traffic(folder: Path) -> Truth:
                 for client in clients:
                     client.exchange(udp, token(), token())
                 outside.exchange(inbound, token(), token())
-        return _truth(net, folder)
+        return kernel_truth(net, folder)
 
 
 def dropped_in_forward(folder: Path) -> Truth:
@@ -341,7 +297,7 @@ def dropped_in_forward(folder: Path) -> Truth:
         udp = UdpServer(net.internet, SERVERS[0], 53)
         pingers = [Pinger(client, SERVERS[0], 1) for client in net.clients]
         clients = [UdpClient(client, 40000, SERVERS[0], 53) for client in net.clients]
-        with closing_all(udp, *pingers, *clients), _recorded(net, folder):
+        with closing_all(udp, *pingers, *clients), recorded(net, folder):
             for seq in range(12):
                 for pinger in pingers:
                     pinger.ping(seq, lossy=True)
@@ -352,7 +308,7 @@ def dropped_in_forward(folder: Path) -> Truth:
             for seq in range(12, 16):
                 if pingers[0].ping(seq, lossy=True):
                     break
-        return _truth(net, folder, dropped=rules.dropped(net.router))
+        return kernel_truth(net, folder, dropped=rules.dropped(net.router))
 
 
 def partial_capture(folder: Path) -> Truth:
@@ -360,7 +316,7 @@ def partial_capture(folder: Path) -> Truth:
     with lab(clients=2) as net:
         rules.docker_nat(net.router)
         pingers = [Pinger(client, SERVERS[0], 1) for client in net.clients]
-        with closing_all(*pingers), _recorded(net, folder, without="eth0") as recording:
+        with closing_all(*pingers), recorded(net, folder, without="eth0") as recording:
             for seq in range(15):
                 if seq == 5:
                     recording.capture(net.router, "eth0")
@@ -368,26 +324,23 @@ def partial_capture(folder: Path) -> Truth:
                     recording.stop_capture("eth0")
                 for pinger in pingers:
                     pinger.ping(seq)
-        return _truth(net, folder, partial=True)
+        return kernel_truth(net, folder, partial=True)
 
 
-SCENARIOS: dict[str, Callable[[Path], Truth]] = {
-    scenario.__name__: scenario
-    for scenario in (
-        icmp_id_collision,
-        icmp_random_fully,
-        port_collision,
-        published_port,
-        published_port_masqueraded,
-        half_translated,
-        two_hops,
-        ipv6_masquerade,
-        identical_ipv6_pings,
-        conntrack_flushed,
-        identical_keepalives,
-        routed,
-        host_traffic,
-        dropped_in_forward,
-        partial_capture,
-    )
-}
+SCENARIOS = (
+    icmp_id_collision,
+    icmp_random_fully,
+    port_collision,
+    published_port,
+    published_port_masqueraded,
+    half_translated,
+    two_hops,
+    ipv6_masquerade,
+    identical_ipv6_pings,
+    conntrack_flushed,
+    identical_keepalives,
+    routed,
+    host_traffic,
+    dropped_in_forward,
+    partial_capture,
+)
