@@ -17,6 +17,8 @@ from nattrace.ingest.link import find_ip
 from nattrace.table import COLUMNS, AddressBook, PacketTable
 
 if TYPE_CHECKING:
+    from nattrace.ingest.ip import Datagrams
+    from nattrace.ingest.link import Frames
     from nattrace.ingest.source import ReadOptions, Records
 
 #: Records decoded together: enough that numpy's cost per call vanishes, few enough that matrices of some 100
@@ -57,15 +59,35 @@ def decode(records: Records, options: ReadOptions) -> tuple[PacketTable, Counter
         frames = find_ip(records, slice(start, min(start + BLOCK_RECORDS, total)), skipped)
         rows = read_ip(records.buffer, frames, options.book, skipped)
         block = _part(table, filled, filled + rows.at.size)
-        rows, block = read_l4(records.buffer, rows, options, block, skipped)
-        block.frame[:] = records.frame[rows.record]
-        block.time_ns[:] = records.time_ns[rows.record]
-        block.captured_length[:] = records.captured_length[rows.record]
-        block.wire_length[:] = records.wire_length[rows.record]
-        for name in ("version", "src", "dst", "protocol", "ttl", "ip_id", "fragment", "ip_length"):
-            getattr(block, name)[:] = getattr(rows, name)
-        filled += rows.at.size
+        _, block = _fill(records, rows, options, block, skipped)
+        filled += len(block)
     return _part(table, 0, filled), skipped
+
+
+def decode_ip(records: Records, frames: Frames, options: ReadOptions) -> tuple[PacketTable, Datagrams]:
+    """Return rows for IP headers anywhere in the records, as `decode` would, and where each of them lies.
+
+    For packets inside packets: what a tunnel carries, what an ICMP error quotes. Positions that hold no legible
+    IP packet are simply left out. `frames.record` must be indices into the columns of `records`, not a slice.
+    """
+    nothing: Counter[str] = Counter()
+    rows = read_ip(records.buffer, frames, options.book, nothing)
+    rows, table = _fill(records, rows, options, _uninitialised(rows.at.size), nothing)
+    return table, rows
+
+
+def _fill(
+    records: Records, rows: Datagrams, options: ReadOptions, table: PacketTable, skipped: Counter[str]
+) -> tuple[Datagrams, PacketTable]:
+    """Fill the table's columns from its row 0 on; return the legible rows and the part of the table, filled."""
+    rows, table = read_l4(records.buffer, rows, options, table, skipped)
+    table.frame[:] = records.frame[rows.record]
+    table.time_ns[:] = records.time_ns[rows.record]
+    table.captured_length[:] = records.captured_length[rows.record]
+    table.wire_length[:] = records.wire_length[rows.record]
+    for name in ("version", "src", "dst", "protocol", "ttl", "ip_id", "fragment", "ip_length"):
+        getattr(table, name)[:] = getattr(rows, name)
+    return rows, table
 
 
 def comparable_bytes(records: Records) -> int:

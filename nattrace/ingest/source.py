@@ -90,6 +90,10 @@ class Batch:
 
     point: int  #: index into Capture.points
     table: PacketTable
+    #: packets that ICMP errors of `table` quote, one row each, with the frame number of the error
+    quotes: PacketTable | None = None
+    #: packets that packets of `table` carry in tunnels, with the frame number of the carrier; by depth, from 1
+    inner: tuple[PacketTable, ...] = ()
 
 
 class Capture(Protocol):
