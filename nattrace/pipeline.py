@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from nattrace.ingest import Capture, PointInfo, Source
+    from nattrace.match.intake import LayerInfo
     from nattrace.match.pair import PairState
     from nattrace.match.windows import Matcher
     from nattrace.nat.assemble import Assembly
@@ -80,11 +81,14 @@ def analyze(
         if rows:
             _keep_rows(matcher, spool)
         told = None if progress is None else _Progress(progress, sum(sizes))
-        infos, set_aside = intake.run(matcher, told)
-    names = unique_names(infos)
+        layers = intake.run(matcher, told)
+    infos = [each.info for each in layers]
+    homes = [number for number, each in enumerate(layers) if each.home == number]
+    home_names = dict(zip(homes, unique_names([infos[n] for n in homes]), strict=True))
+    names = [home_names[each.home] for each in layers]
     found = assemble(matcher, infos, options.book)
 
-    points = tuple(_point(info, name, min(names)) for info, name in zip(infos, names, strict=True))
+    points = tuple(_point(infos[n], home_names[n], min(names)) for n in homes)
     order = sorted(range(len(points)), key=lambda n: points[n].name)
     flows = FlowSequence(found.conversations, names, options.book)
     in_order = tuple(points[n] for n in order)
@@ -93,12 +97,12 @@ def analyze(
         points=in_order,
         flows=flows,
         findings=tuple(diagnose(in_order, flows)),
-        accounting=_accounting(infos, set_aside, found),
+        accounting=_accounting(layers, found),
         rewrites=Rewrites(
             spool=spool,
             conversations=found.conversations,
             names=names,
-            dated=[p.dated for p in points],
+            dated=[info.dated for info in infos],
             book=options.book,
             edges=found.edges,
             reasons=found.reasons,
@@ -141,16 +145,17 @@ def _point(info: PointInfo, name: str, reference: str) -> Point:
     )
 
 
-def _accounting(infos: Sequence[PointInfo], set_aside: Sequence[Counter[str]], found: Assembly) -> Accounting:
+def _accounting(layers: Sequence[LayerInfo], found: Assembly) -> Accounting:
     """Add up where every packet of every point went."""
     unmatched: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
-    for info in infos:
+    points = [each.info for number, each in enumerate(layers) if each.home == number]
+    for info in points:
         skipped.update(info.skipped)
-    for counter in (*set_aside, *found.unmatched):
+    for counter in (*(each.set_aside for each in layers), *found.unmatched):
         unmatched.update(counter)
     return Accounting(
-        packets=sum(info.packets for info in infos),
+        packets=sum(info.packets for info in points),
         matched=int(np.sum(found.matched)) if len(found.matched) else 0,
         unmatched=dict(unmatched),
         skipped=dict(skipped),

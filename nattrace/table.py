@@ -28,6 +28,9 @@ ICMP, TCP, UDP, DCCP, ICMPV6, SCTP, UDPLITE = 1, 6, 17, 33, 58, 132, 136
 #: Protocols whose header begins with a source and a destination port.
 PORTED = frozenset({TCP, UDP, DCCP, SCTP, UDPLITE})
 
+#: The SYN bit of `PacketTable.tcp_flags` (RFC 9293 section 3.1).
+TCP_SYN = 0x002
+
 #: ICMP and ICMPv6 echo types (RFC 792, RFC 4443).
 ECHO_REPLY, ECHO_REQUEST, ECHO_REQUEST_V6, ECHO_REPLY_V6 = 0, 8, 128, 129
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from nattrace.ingest.gather import gather, prefix_masks
 from nattrace.ingest.ip import L4
-from nattrace.table import DCCP, FRAGMENT_OFFSET, ICMP, ICMPV6, SCTP, TCP, UDP, UDPLITE
+from nattrace.table import DCCP, FRAGMENT_OFFSET, ICMP, ICMPV6, SCTP, TCP, TCP_SYN, UDP, UDPLITE
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -79,7 +79,6 @@ _MIX: Final = tuple(
 )
 _MIX_LENGTH: Final = np.uint64(0x27D4EB2F165667C5)
 _CONTENT_MASK = prefix_masks(CONTENT_BYTES).view(f"V{CONTENT_BYTES}").reshape(-1)
-_TCP_SYN = 0x002
 _NONE = np.zeros(0, np.intp)
 
 
@@ -161,7 +160,7 @@ def read_l4(
         quoting = icmp[message == _ERROR]
         known[quoting] = False
     # Options of a SYN may be clamped (MSS) or stripped on the way, so its content is what follows them.
-    syn = np.flatnonzero(table.tcp_flags & _TCP_SYN)
+    syn = np.flatnonzero(table.tcp_flags & TCP_SYN)
     content[syn] = header[syn]
     l4_length = rows.ip_length - rows.l4_offset
     known &= ~rows.routed

@@ -6,20 +6,31 @@ however different the captures' rates are.
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
-from nattrace.match.prepare import Preparation
+from nattrace.match.prepare import FIRST_LAYER, Layer, Preparation
 from nattrace.match.workers import Worker, worthwhile
 
 if TYPE_CHECKING:
-    from collections import Counter
     from collections.abc import Callable, Iterator, Sequence
 
     from nattrace.ingest.source import Capture, PointInfo, ReadOptions
     from nattrace.match.prepare import Prepared
     from nattrace.match.windows import Matcher
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInfo:
+    """What a layer that was matched is: whose packets, and which of them. `home` is the point's first layer."""
+
+    info: PointInfo
+    home: int  #: its number among the layers
+    layer: Layer
+    #: packets that matching cannot use, by reason; a point's are all at its first layer
+    set_aside: Counter[str]
 
 
 @dataclass(slots=True)
@@ -28,7 +39,7 @@ class _Reading:
 
     source: Preparation | Worker
     chunks: Iterator[Prepared]
-    numbers: dict[int, int] = field(default_factory=dict)  #: its points' numbers among all points
+    numbers: dict[tuple[int, Layer], int] = field(default_factory=dict)  #: its layers' numbers among all
     newest_ns: int = -(2**62)
 
 
@@ -42,7 +53,7 @@ class Intake:
     def __init__(self, captures: Sequence[Capture], sizes_bytes: Sequence[int], options: ReadOptions) -> None:
         self._stack = ExitStack()
         self._readings: list[_Reading] = []
-        self._points: list[tuple[_Reading, int]] = []
+        self._layers: list[tuple[_Reading, int, Layer]] = []
         try:
             for capture, size_bytes in zip(captures, sizes_bytes, strict=True):
                 source: Preparation | Worker
@@ -63,12 +74,10 @@ class Intake:
         """End the workers."""
         self._stack.close()
 
-    def run(
-        self, matcher: Matcher, progress: Callable[[int], None] | None
-    ) -> tuple[list[PointInfo], list[Counter[str]]]:
+    def run(self, matcher: Matcher, progress: Callable[[int], None] | None) -> list[LayerInfo]:
         """Read all captures to their ends and match them; `progress` is told the bytes of every chunk.
 
-        Returns the points in the order of the matcher's numbers, and what was set aside at each, by reason.
+        Returns the layers in the order of the matcher's numbers.
         """
         active = list(self._readings)
         while active:
@@ -78,7 +87,7 @@ class Intake:
                 active.remove(reading)
                 continue
             reading.newest_ns = max(reading.newest_ns, int(chunk.rows.table.time_ns.max()))
-            matcher.add(self._number(reading, chunk.point, matcher), chunk.rows, chunk.flows)
+            matcher.add(self._number(reading, chunk.point, chunk.layer, matcher), chunk.rows, chunk.flows)
             if progress is not None:
                 progress(chunk.size_bytes)
             if matcher.full():
@@ -87,18 +96,25 @@ class Intake:
         for reading in self._readings:
             # points without a usable packet are points all the same
             for local in range(len(outcomes[id(reading)].points)):
-                self._number(reading, local, matcher)
+                self._number(reading, local, FIRST_LAYER, matcher)
         matcher.finish()
-        return (
-            [outcomes[id(reading)].points[local] for reading, local in self._points],
-            [outcomes[id(reading)].set_aside[local] for reading, local in self._points],
-        )
+        return [
+            LayerInfo(
+                info=outcomes[id(reading)].points[local],
+                home=reading.numbers[local, FIRST_LAYER],
+                layer=layer,
+                set_aside=outcomes[id(reading)].set_aside[local] if layer == FIRST_LAYER else Counter(),
+            )
+            for reading, local, layer in self._layers
+        ]
 
-    def _number(self, reading: _Reading, local: int, matcher: Matcher) -> int:
-        """Return the number of a capture's point among all points, giving it one when it is new."""
-        number = reading.numbers.get(local)
+    def _number(self, reading: _Reading, local: int, layer: Layer, matcher: Matcher) -> int:
+        """Return the number of a layer of a capture's point among all layers, giving it one when it is new."""
+        number = reading.numbers.get((local, layer))
         if number is None:
-            number = reading.numbers[local] = len(self._points)
-            self._points.append((reading, local))
+            if layer != FIRST_LAYER:
+                self._number(reading, local, FIRST_LAYER, matcher)
+            number = reading.numbers[local, layer] = len(self._layers)
+            self._layers.append((reading, local, layer))
             matcher.add_point()
         return number

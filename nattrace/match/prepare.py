@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from nattrace.match.fragments import FirstFragments
 from nattrace.match.keys import icmp_error_rows, icmp_query_rows
 from nattrace.match.rows import Rows
+from nattrace.match.sightings import DUPLICATE, TURNS, Sightings
 from nattrace.table import ICMP, ICMPV6, PacketTable
 
 if TYPE_CHECKING:
@@ -29,14 +30,30 @@ CHUNK_PACKETS = 32_768
 _PCAP_RECORD_HEADER_BYTES = 16
 
 
+class Layer(NamedTuple):
+    """Which of a point's packets: matching takes each layer for a point of its own.
+
+    `depth` counts the tunnels around them; `turn` is more than 0 for packets that the point had shown before
+    with other addresses or ports (see `sightings`).
+    """
+
+    depth: int = 0
+    turn: int = 0
+
+
+#: Where the packets are that stand in no tunnel and are seen for the first time.
+FIRST_LAYER = Layer()
+
+
 @dataclass(slots=True)
 class Prepared:
-    """Packets of one point, ready to be matched; `rows.flow` are indices into `flows`."""
+    """Packets of one layer of a point, ready to be matched; `rows.flow` are indices into `flows`."""
 
     point: int  #: index into the capture's points
     rows: Rows
     flows: Flows
     size_bytes: int  #: how much of the file this was
+    layer: Layer = FIRST_LAYER
 
 
 @dataclass(slots=True)
@@ -52,7 +69,8 @@ class _PointReading:
     first_fragments: FirstFragments = field(default_factory=FirstFragments)
     set_aside: Counter[str] = field(default_factory=Counter)
     tables: list[PacketTable] = field(default_factory=list)
-    prepared: int = 0
+    sightings: Sightings = field(default_factory=Sightings)
+    prepared: list[int] = field(default_factory=lambda: [0] * TURNS)  #: packets so far, by turn
     size_bytes: int = 0
 
 
@@ -92,15 +110,27 @@ class Preparation:
         for point, reading in enumerate(self._points):
             if not reading.tables:
                 continue
-            rows, flows = Rows.prepare(
-                PacketTable.concatenate(reading.tables),
-                reading.prepared,
-                printed=not self._options.comparable_content,
-            )
+            table = PacketTable.concatenate(reading.tables)
             size_bytes = reading.size_bytes
-            reading.prepared += len(rows)
             reading.tables, reading.size_bytes = [], 0
-            yield Prepared(point, rows, flows, size_bytes)
+            rows, flows = self._rows(table, reading.prepared[0])
+            turns = reading.sightings.turns(rows, self._options.book)
+            if turns is None:
+                reading.prepared[0] += len(rows)
+                yield Prepared(point, rows, flows, size_bytes)
+                continue
+            if count := int((turns == DUPLICATE).sum()):
+                reading.set_aside["duplicate"] += count
+            for turn in range(TURNS):
+                of_turn = table.take(np.flatnonzero(turns == turn))
+                if len(of_turn):
+                    rows, flows = self._rows(of_turn, reading.prepared[turn])
+                    reading.prepared[turn] += len(rows)
+                    yield Prepared(point, rows, flows, size_bytes, Layer(turn=turn))
+                    size_bytes = 0
+
+    def _rows(self, table: PacketTable, first_number: int) -> tuple[Rows, Flows]:
+        return Rows.prepare(table, first_number, printed=not self._options.comparable_content)
 
 
 def _usable(table: PacketTable, reading: _PointReading) -> PacketTable:

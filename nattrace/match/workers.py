@@ -21,7 +21,7 @@ import numpy as np
 from nattrace.errors import NattraceError
 from nattrace.forking import may_fork
 from nattrace.match.flows import Flows
-from nattrace.match.prepare import Outcome, Preparation, Prepared
+from nattrace.match.prepare import Layer, Outcome, Preparation, Prepared
 from nattrace.match.rows import Rows
 from nattrace.table import COLUMNS, PacketTable
 
@@ -78,10 +78,10 @@ class Worker:
             if kind == "end":
                 self._outcome = cast("Outcome", payload)
                 return
-            slot, layout, point, size_bytes, addresses = payload
+            slot, layout, point, layer, size_bytes, addresses = payload
             if addresses:
                 handles = np.concatenate([handles, self._options.book.extend(addresses)])
-            prepared = _assemble(point, size_bytes, _read(self._slots[slot], layout))
+            prepared = _assemble(point, layer, size_bytes, _read(self._slots[slot], layout))
             _translate(prepared, handles)
             yield prepared
             del prepared  # the slot is free again: whoever took the chunk has copied it
@@ -119,7 +119,7 @@ def _work(capture: Capture, options: ReadOptions, connection: socket.socket, slo
             layout = _write(slots[slot], _columns(prepared))
             new = options.book.addresses(known)
             known += len(new)
-            message = (slot, layout, prepared.point, prepared.size_bytes, new)
+            message = (slot, layout, prepared.point, prepared.layer, prepared.size_bytes, new)
             _send(connection, ("chunk", message))
         _send(connection, ("end", preparation.outcome()))
     except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
@@ -186,14 +186,13 @@ def _read(slot: mmap.mmap, layout: _Layout | bytes) -> dict[str, NDArray[Any]]:
     return {name: np.ndarray(size, dtype, slot, start) for name, dtype, start, size in layout}
 
 
-def _assemble(point: int, size_bytes: int, columns: dict[str, NDArray[Any]]) -> Prepared:
+def _assemble(point: int, layer: Layer, size_bytes: int, columns: dict[str, NDArray[Any]]) -> Prepared:
     def part(prefix: str) -> dict[str, NDArray[Any]]:
         return {k.removeprefix(prefix): v for k, v in columns.items() if k.startswith(prefix)}
 
     rows = Rows(PacketTable(**part("table.")), **part("rows."))
-    return Prepared(
-        point, rows, Flows(**{name: column.copy() for name, column in part("flows.").items()}), size_bytes
-    )
+    flows = Flows(**{name: column.copy() for name, column in part("flows.").items()})
+    return Prepared(point, rows, flows, size_bytes, layer)
 
 
 def _translate(prepared: Prepared, handles: NDArray[np.uint32]) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nattrace.ingest.source import PointInfo
+    from nattrace.match.flows import Flows
     from nattrace.match.pair import PairState
     from nattrace.match.windows import Matcher
     from nattrace.table import AddressBook
@@ -37,14 +38,10 @@ class Assembly:
 
 
 def assemble(matcher: Matcher, infos: Sequence[PointInfo], book: AddressBook) -> Assembly:
-    """Merge all partial results of a matcher that has finished."""
+    """Merge all partial results of a matcher that has finished; `infos` has the point of every layer."""
     merged = [state.merged_flows() for state in matcher.points]
     flows = [flow for flow, _ in merged]
-    coverage = Coverage(
-        first_ns=np.array([2**62 if p.first_ns is None else p.first_ns for p in infos], np.int64),
-        last_ns=np.array([-(2**62) if p.last_ns is None else p.last_ns for p in infos], np.int64),
-        complete=np.array([not p.dropped_by_kernel for p in infos], np.bool_),
-    )
+    coverage = _coverage(flows, infos)
     pairs: dict[tuple[int, int], PairEvidence] = {}
     partial: dict[tuple[int, int], NDArray[np.int64]] = {}
     for (i, j), state in matcher.pairs.items():
@@ -79,6 +76,25 @@ def assemble(matcher: Matcher, infos: Sequence[PointInfo], book: AddressBook) ->
         for point, (flow, member) in enumerate(merged)
     }
     return Assembly(conversations, edges, reasons, flow_rows, matched, unmatched)
+
+
+def _coverage(flows: Sequence[Flows], infos: Sequence[PointInfo]) -> Coverage:
+    """Say when each layer was provably being recorded.
+
+    A file with several layers may have been put together from captures of different lengths, so each layer
+    speaks for the time of its own packets only.
+    """
+    shared = Counter(id(info) for info in infos)
+    first = [2**62 if p.first_ns is None else p.first_ns for p in infos]
+    last = [-(2**62) if p.last_ns is None else p.last_ns for p in infos]
+    for number, (info, at) in enumerate(zip(infos, flows, strict=True)):
+        if shared[id(info)] > 1 and len(at):
+            first[number], last[number] = int(at.first_ns.min()), int(at.last_ns.max())
+    return Coverage(
+        first_ns=np.array(first, np.int64),
+        last_ns=np.array(last, np.int64),
+        complete=np.array([not p.dropped_by_kernel for p in infos], np.bool_),
+    )
 
 
 def _conversation_of(c: Conversations, point: int, flows: int) -> NDArray[np.int64]:

@@ -116,10 +116,10 @@ def _cells(flow: Flow) -> list[str]:
     sides = _sides(flow)
     addresses = flow.initiator
     cells = [_end(addresses, sides)]
-    translations = {(t.from_point, t.to_point): t for t in flow.translations}
+    ahead = list(flow.translations)  # in the order of the path, which may show one point twice
     for hop in zip(flow.path, flow.path[1:], strict=False):
-        translation = translations.get(hop)
-        if translation is not None:
+        if ahead and (ahead[0].from_point, ahead[0].to_point) == hop:
+            translation = ahead.pop(0)
             addresses = forward(translation.reply)
             cells.append(_end(addresses, sides))
         else:

@@ -109,11 +109,11 @@ def _headlines(points: Sequence[Point], summary: Summary) -> Iterator[tuple[str,
     names = max((len(text) for text in (*heads, *(terminal(point.name) for point in alone))), default=0)
     names = min(names, _NAMES_ALIGNED)
     for pair, head in zip(pairs, heads, strict=True):
-        both = [by_name[name] for name in (pair.first, pair.second) if name in by_name]
+        both = [by_name[name] for name in dict.fromkeys((pair.first, pair.second)) if name in by_name]
         packets = human.count(sum(point.packets for point in both), "packet")
         yield (
             f"{head:<{names}}   ",
-            _unbroken("2 points", packets, f"{_together(both)}:") + " " + _outcome(pair),
+            _unbroken(human.count(len(both), "point"), packets, f"{_together(both)}:") + " " + _outcome(pair),
         )
     for point in alone:
         length = "no time known"

@@ -1,0 +1,161 @@
+"""Sightings: a packet that one point records more than once.
+
+A packet that is routed back through the interface it came from (hairpin), a bridge that shows a packet before
+and after its translation, an `any` capture without interface numbers, a mirror port, a merged file: the same
+packet stands in one capture twice. Sightings with another address or port are matched as if a second point had
+recorded them: they go to a further *layer* of the point. Sightings with nothing changed are duplicates: one
+packet, told once. This module finds them; it never matches packets of different points.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nattrace.match import evidence
+from nattrace.match.flows import sorted_groups
+from nattrace.match.keys import commonplace_keys, flow_hash, has_ports
+from nattrace.match.rows import Rows
+from nattrace.table import TCP, TCP_SYN
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from nattrace.table import AddressBook
+
+#: Layers of one point. A packet is seen four times where a file holds veth, bridge, tunnel and uplink; what
+#: repeats more often is a loop, and told as ambiguous.
+TURNS: int = 4
+
+#: What `Sightings.turns` gives a packet that repeats an earlier one unchanged.
+DUPLICATE: int = -1
+
+#: A translated packet is seen again within this time: both sightings are of one host or one mirror port.
+_AGAIN_NS = 100_000_000
+#: An unchanged packet is one and the same only when seen again this soon: a sender that repeats itself (TCP
+#: tail loss probe: two round trips, at least 10 ms; RFC 8985) takes longer, and gives it another IP id.
+_UNCHANGED_NS = 10_000_000
+#: Where one packet does not suffice, so many of a flow must be seen again as packets of another one.
+_AGREEING_PACKETS = 3
+#: Packets remembered from one chunk to the next, so that no chunk boundary comes between two sightings.
+_REMEMBERED = 1_024
+
+
+@dataclass(slots=True)
+class Sightings:
+    """What is known of one point's repeated packets; grows chunk by chunk."""
+
+    #: flows that belong to a layer, by `flow_hash`: 0 for the point's first
+    turn_of_flow: dict[int, int] = field(default_factory=dict)
+    _before: Rows | None = None
+
+    def turns(self, rows: Rows, book: AddressBook) -> NDArray[np.int8] | None:
+        """Return each packet's layer, or DUPLICATE; None where all packets belong to the first layer.
+
+        `rows` are the point's next packets in file order, with their keys.
+        """
+        before = self._before
+        start = 0 if before is None else len(before)
+        exact = rows.exact if before is None else np.concatenate([before.exact, rows.exact])
+        duplicate = np.empty(0, np.int64)
+        ordered = np.sort(exact)
+        if (ordered[1:] == ordered[:-1]).any():
+            both = rows if before is None else Rows.concatenate([before, rows])
+            duplicate = self._learn(both, book)
+            duplicate = duplicate[duplicate >= start] - start
+        self._before = _copied(rows, max(len(rows) - _REMEMBERED, 0))
+        if not duplicate.size and not any(self.turn_of_flow.values()):
+            return None
+        turn = self._turn(flow_hash(rows.table)[0])
+        turn[duplicate] = DUPLICATE
+        return turn
+
+    def _turn(self, hashes: NDArray[np.uint64]) -> NDArray[np.int8]:
+        """Return the layers of flows."""
+        moved = [(key, turn) for key, turn in self.turn_of_flow.items() if turn]
+        result = np.zeros(hashes.size, np.int8)
+        if moved:
+            keys = np.array([key for key, _ in moved], np.uint64)
+            order = np.argsort(keys)
+            keys, turns = keys[order], np.array([turn for _, turn in moved], np.int8)[order]
+            place = np.minimum(np.searchsorted(keys, hashes), keys.size - 1)
+            result = np.where(keys[place] == hashes, turns[place], np.int8(0))
+        return result
+
+    def _learn(self, rows: Rows, book: AddressBook) -> NDArray[np.int64]:
+        """Give flows that repeat each other's packets layers of their own; return the duplicates' indices."""
+        first, second, extent = _repeated(rows)
+        table = rows.table
+        bits, flags, conflict = evidence.weigh(table, first, table, second, book)
+        apart = np.abs(table.time_ns[second] - table.time_ns[first])
+        tcp = (flags & (evidence.TCP_SEQ | evidence.TCP_ACK)) == (evidence.TCP_SEQ | evidence.TCP_ACK)
+        vouched = (flags & evidence.IP_ID) != 0
+        hashes, backward = flow_hash(table)
+        same_way = (hashes[first] == hashes[second]) & (backward[first] == backward[second])
+        passed = table.ttl[first] != table.ttl[second]
+        # nobody repeats a SYN within a second (RFC 6298), so two at once need no IP id to be one
+        syn = (table.tcp_flags[first] & np.uint16(TCP_SYN)) != 0
+        unchanged = same_way & ~conflict & (apart <= _UNCHANGED_NS) & (vouched | syn | (passed & tcp))
+        changed = (hashes[first] != hashes[second]) & ~conflict & (apart <= _AGAIN_NS)
+        known = has_ports(table.protocol[first]) | (flags & evidence.ICMP_SEQ != 0)
+        changed &= (bits >= evidence.STRONG) & (vouched | tcp | (passed & known & (apart <= _UNCHANGED_NS)))
+        # where a payload must carry the match, no packet but these may say the same
+        others = np.flatnonzero(changed & (table.protocol[first] != TCP))
+        common = np.zeros(first.size, np.bool_)
+        if others.size:
+            said = np.sort(commonplace_keys(table, np.arange(len(rows))))
+            own = commonplace_keys(table, first[others])
+            count = np.searchsorted(said, own, "right") - np.searchsorted(said, own, "left")
+            common[others] = count > extent[others]
+        changed &= ~common | (passed & vouched)
+        # a router takes one from the TTL; where none did (bridges), or where all say the same, several packets
+        # must agree, each numbered otherwise: senders that write one IP id into all they send are not rare
+        alone = passed & ~common
+        number = (table.ip_id[first].astype(np.int64) << 32) | table.seq[first]
+        counted: dict[tuple[int, int], set[int]] = {}
+        chosen = np.flatnonzero(changed)
+        for one, other, enough, named in zip(
+            hashes[first[chosen]].tolist(),
+            hashes[second[chosen]].tolist(),
+            alone[chosen].tolist(),
+            number[chosen].tolist(),
+            strict=True,
+        ):
+            if not enough:
+                numbers = counted.setdefault((one, other), set())
+                numbers.add(named)
+                if len(numbers) < _AGREEING_PACKETS:
+                    continue
+            self._part(one, other)
+        duplicates: NDArray[np.int64] = second[unchanged]
+        return duplicates
+
+    def _part(self, one: int, other: int) -> None:
+        """Put two flows that carry the same packets into different layers, where they are in none yet."""
+        turn, other_turn = self.turn_of_flow.get(one), self.turn_of_flow.get(other)
+        if turn is None and other_turn is None:
+            self.turn_of_flow[one] = turn = 0
+        if turn is not None and other_turn is None:
+            self.turn_of_flow[other] = _next(turn)
+        elif turn is None and other_turn is not None:
+            self.turn_of_flow[one] = _next(other_turn)
+
+
+def _next(turn: int) -> int:
+    return min(turn + 1, TURNS - 1)
+
+
+def _repeated(rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return consecutive packets of equal exact key (first, second), and how many packets have that key."""
+    order, starts = sorted_groups(rows.exact)
+    size = np.diff(np.append(starts, order.size))
+    group = np.repeat(np.arange(starts.size), size)
+    place = np.flatnonzero(group[1:] == group[:-1])
+    return order[place], order[place + 1], size[group[place]]
+
+
+def _copied(rows: Rows, start: int) -> Rows:
+    """Return the rows from `start` on, as copies: a view would keep the whole chunk in memory."""
+    return rows.take(np.arange(start, len(rows)))

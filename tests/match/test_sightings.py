@@ -1,0 +1,97 @@
+"""One capture that shows packets more than once: merged files, mirror ports, hairpins, doubled records.
+
+The recorded kernel NAT of tests/fixtures/lab is merged into one file, so the truth is what the separate
+files say: the same translations and the same pairs of packets, or fewer, never others.
+"""
+
+from __future__ import annotations
+
+import struct
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+import nattrace
+
+LAB = Path(__file__).parents[1] / "fixtures" / "lab"
+FOLDERS = sorted(LAB.iterdir())
+#: Nothing numbers these packets: no IP id, or equal payloads everywhere. Alone they stay unmatched.
+HARDLY_TOLD = {"identical_ipv6_pings", "identical_keepalives"}
+
+Record = tuple[int, bytes, bytes]  #: time, header, packet
+
+
+def records(path: Path) -> list[Record]:
+    data = path.read_bytes()
+    assert data[:4] == b"\x4d\x3c\xb2\xa1"  # little endian, nanoseconds
+    found, at = [], 24
+    while at < len(data):
+        seconds, nanoseconds, captured, _ = struct.unpack_from("<IIII", data, at)
+        found.append(
+            (
+                seconds * 10**9 + nanoseconds,
+                data[at : at + 16],
+                data[at + 16 : at + 16 + captured],
+            )
+        )
+        at += 16 + captured
+    return found
+
+
+def as_file(header: bytes, packets: list[Record]) -> BytesIO:
+    return BytesIO(header + b"".join(head + packet for _, head, packet in packets))
+
+
+def spoken(flow: nattrace.Flow) -> set[tuple[object, ...]]:
+    return {(flow.protocol, t.nat, t.original, t.reply) for t in flow.translations}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=[folder.name for folder in FOLDERS])
+def test_points_merged_into_one_file_say_what_they_say_apart(folder: Path) -> None:
+    paths = sorted(folder.glob("*.pcap"))
+    if any(path.read_bytes()[:4] != b"\x4d\x3c\xb2\xa1" for path in paths):
+        pytest.fail(f"{folder.name} is not in nanoseconds")
+    apart = nattrace.analyze(*paths)
+    merged, origin = [], []
+    for path in paths:
+        for frame, record in enumerate(records(path), 1):
+            merged.append(record)
+            origin.append((path.stem, frame))
+    order = sorted(range(len(merged)), key=lambda n: merged[n][0])
+    together = nattrace.analyze(as_file(paths[0].read_bytes()[:24], [merged[n] for n in order]))
+
+    expected = set().union(*(spoken(flow) for flow in apart.flows))
+    told = set().union(*(spoken(flow) for flow in together.flows))
+    assert told <= expected
+    if folder.name not in HARDLY_TOLD:
+        assert told == expected
+
+    pairs = {((r.before.point, r.before.frame), (r.after.point, r.after.frame)) for r in apart.rewrites}
+    shown = {(origin[order[r.before.frame - 1]], origin[order[r.after.frame - 1]]) for r in together.rewrites}
+    assert shown <= pairs
+    assert sum(c.lost for flow in together.flows for c in flow.crossings) <= sum(
+        c.lost for flow in apart.flows for c in flow.crossings
+    )
+    accounting = together.accounting
+    assert len(together.points) == 1
+    assert accounting.packets == len(merged)
+    assert accounting.packets == accounting.matched + sum(accounting.unmatched.values()) + sum(
+        accounting.skipped.values()
+    )
+
+
+def test_doubled_records_are_one_packet_each() -> None:
+    folder = LAB / "port_collision"
+    doubled = []
+    for name in ("docker0", "eth0"):
+        path = folder / f"{name}.pcap"
+        doubled.append(as_file(path.read_bytes()[:24], [r for r in records(path) for _ in range(2)]))
+    once = nattrace.analyze(folder / "docker0.pcap", folder / "eth0.pcap")
+    twice = nattrace.analyze(*doubled)
+
+    assert [
+        (f.initiator, f.translations[0].reply, f.packets_original) for f in once.flows if f.translations
+    ] == [(f.initiator, f.translations[0].reply, f.packets_original) for f in twice.flows if f.translations]
+    assert len(list(twice.rewrites)) == len(list(once.rewrites))
+    assert twice.accounting.unmatched["duplicate"] == once.accounting.matched
