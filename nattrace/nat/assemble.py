@@ -94,7 +94,21 @@ def _coverage(flows: Sequence[Flows], infos: Sequence[PointInfo]) -> Coverage:
         first_ns=np.array(first, np.int64),
         last_ns=np.array(last, np.int64),
         complete=np.array([not p.dropped_by_kernel for p in infos], np.bool_),
+        parted=_parted(flows, infos),
     )
+
+
+def _parted(flows: Sequence[Flows], infos: Sequence[PointInfo]) -> list[NDArray[np.int64]]:
+    """Return by layer which flows also have packets at another layer of the same point."""
+    layers: dict[int, list[int]] = {}
+    for number, info in enumerate(infos):
+        layers.setdefault(id(info), []).append(number)
+    parted = [np.empty(0, np.int64) for _ in infos]
+    for several in layers.values():
+        for one in several if len(several) > 1 else ():
+            others = np.concatenate([flows[other].hash for other in several if other != one])
+            parted[one] = np.flatnonzero(np.isin(flows[one].hash, others))
+    return parted
 
 
 def _conversation_of(c: Conversations, point: int, flows: int) -> NDArray[np.int64]:

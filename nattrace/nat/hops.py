@@ -48,11 +48,22 @@ class Coverage:
     first_ns: NDArray[np.int64]  #: one for each point; a point without packets has first > last
     last_ns: NDArray[np.int64]
     complete: NDArray[np.bool_]  #: False: the kernel dropped packets, so a missing packet proves nothing
+    #: by point: merged flows of which other packets are at another layer of the point, see `match.sightings`
+    parted: Sequence[NDArray[np.int64]] = ()
 
     def sure(self, point: int, time_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Say for each instant whether the point was capturing before and after it."""
         inside: NDArray[np.bool_] = (time_ns > self.first_ns[point]) & (time_ns < self.last_ns[point])
         return inside & bool(self.complete[point])
+
+    def unparted(self, hops: Hops) -> NDArray[np.bool_]:
+        """Say of which hops both flows have all their packets where the hop looks for them."""
+        whole = np.ones(len(hops), np.bool_)
+        for point, flows in enumerate(self.parted):
+            if flows.size:
+                whole &= ~((hops.from_point == point) & np.isin(hops.from_flow, flows))
+                whole &= ~((hops.to_point == point) & np.isin(hops.to_flow, flows))
+        return whole
 
 
 @dataclass(slots=True)
@@ -135,6 +146,7 @@ def count_hops(
         unseen=np.zeros((size, 2, 2), np.int64), latency=np.zeros((size, 2, 4), np.int64),
         measurable=np.zeros((size, 2), np.bool_),
     )  # fmt: skip
+    unparted = coverage.unparted(hops)
     for number, (i, j) in enumerate(sorted(pairs)):
         pair = pairs[i, j]
         mine = np.flatnonzero(hops.pair == number)
@@ -148,7 +160,9 @@ def count_hops(
         for side, (own, other, point, far) in enumerate(((first, second, i, j), (second, first, j, i))):
             if own.flow.size:
                 changed_size = resized(own, lanes[side], other, lanes[1 - side])
-                _missing(counts, pair, own, places[side], changed_size, point, far, coverage, onward)
+                _missing(
+                    counts, pair, own, places[side], changed_size, point, far, coverage, onward, unparted
+                )
     return counts
 
 
@@ -249,6 +263,7 @@ def _missing(
     other: int,
     coverage: Coverage,
     onward: Onward,
+    unparted: NDArray[np.bool_],
 ) -> None:
     """Say why the unmatched packets of one side have no match, and count them where they belong."""
     tied = (record.reason == TIED) | place.unsure
@@ -257,6 +272,7 @@ def _missing(
     if rows.size:
         time = record.time_ns[rows]
         covered = coverage.sure(other, time) & coverage.sure(other, time + pair.margin_ns)
+        covered &= unparted[place.hop[rows]]
         sending = place.sending[rows]
         covered &= ~onward.seen(point, other, record.number[rows], record.flow[rows], place.reply[rows])
         verdict = np.where(covered, LOST, UNKNOWABLE)
