@@ -6,7 +6,9 @@ decides. Each check raises AssertionError with what differs.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from dataclasses import replace
+from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
 from lab.oracle import ExpectedRow, Seen, expected_rows, read, token_rows
@@ -40,33 +42,39 @@ def check_translations(report: Any, truth: Truth, points: Points) -> None:
 
     Where packets are tied, a translation may be left unsaid, never invented.
     """
+    said: dict[frozenset[str], list[tuple[Binding, tuple[str, str]]]] = defaultdict(list)
+    for flow in report.flows:
+        for each in flow.translations:
+            binding = (flow.protocol, _plain(each.original), _plain(each.reply))
+            way = (each.from_point, each.to_point)
+            said[frozenset(way)].append((binding, way))
     for hop in truth.hops:
-        shown = Counter(
-            (flow.protocol, _plain(each.original), _plain(each.reply))
-            for flow in report.flows
-            for each in flow.translations
-            if {each.from_point, each.to_point} == {hop.inner, hop.outer}
-        )
-        twice = {binding: count for binding, count in shown.items() if count > 1}
-        assert not twice, f"{hop.inner}-{hop.outer}: translations shown more than once: {twice}"
+        name = "-".join(hop.chain)
+        pairs = {frozenset(pair) for pair in combinations(hop.chain, 2)}
+        shown = Counter(each for pair in pairs for each in said[pair])
+        twice = {binding: count for (binding, _), count in shown.items() if count > 1}
+        assert not twice, f"{name}: translations shown more than once: {twice}"
+        bindings = {binding for binding, _ in shown}
         seen = {_binding(entry): entry for entry in _seen_entries(hop, points)}
-        halves = {half for entry in seen.values() for half in _halves(entry)}
-        invented = set(shown) - set(seen) - halves
-        assert not invented, (
-            f"{hop.inner}-{hop.outer}: translations that the kernel does not have: {invented}"
-        )
+        parts = {part for entry in seen.values() for part in _parts(entry)}
+        of_others = {
+            binding
+            for other in truth.hops
+            if other is not hop and other.conntrack == hop.conntrack
+            for entry in other.entries
+            for binding in (_binding(entry), *_parts(entry))
+        }
+        invented = bindings - set(seen) - parts - of_others
+        assert not invented, f"{name}: translations that the kernel does not have: {invented}"
         missing = {
             binding
             for binding, entry in seen.items()
-            if binding not in shown and not (_halves(entry) and _halves(entry) <= set(shown))
+            if binding not in bindings and not any(both <= bindings for both in _cuts(entry))
         }
-        assert truth.tied or not missing, (
-            f"{hop.inner}-{hop.outer}: kernel entries without a translation: {missing}"
-        )
-    neighbours = [{hop.inner, hop.outer} for hop in truth.hops]
-    for flow in report.flows:
-        for each in flow.translations:
-            assert {each.from_point, each.to_point} in neighbours, each
+        assert truth.tied or not missing, f"{name}: kernel entries without a translation: {missing}"
+    neighbours = {frozenset(pair) for hop in truth.hops for pair in combinations(hop.chain, 2)}
+    strangers = [pair for pair, each in said.items() if each and pair not in neighbours]
+    assert not strangers, f"translations between points that have none: {strangers}"
 
 
 def check_rows(report: Any, truth: Truth, points: Points) -> None:
@@ -99,16 +107,17 @@ def check_rows(report: Any, truth: Truth, points: Points) -> None:
 def _check_tokens(truth: Truth, points: Points, shown: set[ExpectedRow]) -> None:
     """Check the rows against the payloads' tokens, which no tuple and no conntrack entry comes into."""
     for hop in truth.hops:
-        rows = {
-            (row.before_frame, row.after_frame)
-            if row.before_point == hop.inner
-            else (row.after_frame, row.before_frame)
-            for row in shown
-            if {row.before_point, row.after_point} == {hop.inner, hop.outer}
-        }
-        changed, same = token_rows(hop, points)
-        assert changed <= rows, f"tokens that crossed without a row: {sorted(changed - rows)[:5]}"
-        assert not same & rows, f"rows of packets that nobody changed: {sorted(same & rows)[:5]}"
+        for inner, outer in pairwise(hop.chain):
+            rows = {
+                (row.before_frame, row.after_frame)
+                if row.before_point == inner
+                else (row.after_frame, row.before_frame)
+                for row in shown
+                if {row.before_point, row.after_point} == {inner, outer}
+            }
+            changed, same = token_rows(Hop(inner, outer, hop.conntrack, hop.entries), points)
+            assert changed <= rows, f"tokens that crossed without a row: {sorted(changed - rows)[:5]}"
+            assert not same & rows, f"rows of packets that nobody changed: {sorted(same & rows)[:5]}"
 
 
 def _check_row(row: Any, frames: Mapping[str, Mapping[int, Seen]]) -> None:
@@ -172,7 +181,7 @@ def _seen_entries(hop: Hop, points: Points) -> list[Entry]:
     return [
         entry
         for entry in {_binding(each): each for each in hop.entries if each.translated}.values()
-        if expected_rows(Hop(hop.inner, hop.outer, hop.conntrack, (entry,)), points)
+        if expected_rows(replace(hop, entries=(entry,)), points)
     ]
 
 
@@ -180,13 +189,20 @@ def _binding(entry: Entry) -> Binding:
     return entry.protocol, _without_type(entry.original), _without_type(entry.reply)
 
 
-def _halves(entry: Entry) -> set[Binding]:
-    """Return the two translations of an entry that changes both ends, as neighbours would show them."""
-    half = entry.half
-    if half is None:
-        return set()
-    first = Entry(entry.protocol, entry.original, half.inverted())
-    return {_binding(first), _binding(Entry(entry.protocol, half, entry.reply))}
+def _parts(entry: Entry) -> set[Binding]:
+    """Return the translations into which points that show a packet halfway cut an entry."""
+    return {part for both in _cuts(entry) for part in both}
+
+
+def _cuts(entry: Entry) -> list[set[Binding]]:
+    """Return for each half of an entry the translation before it and the one after it."""
+    return [
+        {
+            _binding(Entry(entry.protocol, entry.original, half.inverted())),
+            _binding(Entry(entry.protocol, half, entry.reply)),
+        }
+        for half in entry.halves
+    ]
 
 
 def _plain(said: Any) -> Addressing:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 import dpkt
@@ -104,46 +105,53 @@ def _decode(frame: int, data: bytes) -> Seen | None:
 
 
 def expected_rows(hop: Hop, points: Mapping[str, Iterable[Seen]]) -> set[ExpectedRow]:
-    """Return every packet of the hop that the kernel translated and that both points have.
+    """Return every packet of the hop that the kernel translated and that neighbouring points have.
 
-    Raises UndecidableError where two packets on one side are equal in every field, and AssertionError where a
-    translated packet gained hops instead of losing one.
+    Neighbours are the points of the hop that saw the packet, in the hop's order; a row stands where the
+    packet differs between two of them. Raises UndecidableError where two packets at one point are equal in
+    every field, and AssertionError where a packet's TTL does not fall by one at most from point to point.
     """
     rows = set()
     for entry in {(e.protocol, e.original, e.reply): e for e in hop.entries if e.translated}.values():
-        forth: Direction = "original"
-        back: Direction = "reply"
-        full, half = entry.reply.inverted(), entry.half
-        steps = [(forth, entry.original, full), (back, entry.reply, entry.original.inverted())]
-        if half is not None:
-            # Bridge netfilter shows a packet between the two halves of its translation.
-            steps += [(forth, entry.original, half), (forth, half, full)]
-            steps += [
-                (back, entry.reply, half.inverted()),
-                (back, half.inverted(), entry.original.inverted()),
-            ]
-        for direction, before, after in steps:
-            for here, there in ((hop.inner, hop.outer), (hop.outer, hop.inner)):
-                for first, second in _pairs(points[here], points[there], entry.protocol, before, after):
-                    assert second.ttl == first.ttl - 1, (here, first, there, second)
-                    rows.add(ExpectedRow(here, first.frame, there, second.frame, direction))
+        # what a packet can carry, in the order in which NAT makes it so
+        forth = [entry.original, *entry.halves, entry.reply.inverted()]
+        back = [entry.reply, *(half.inverted() for half in entry.halves), entry.original.inverted()]
+        ways: list[tuple[Direction, list[Addressing]]] = [("original", forth), ("reply", back)]
+        for direction, states in ways:
+            for sightings in _sightings(hop, points, entry.protocol, states):
+                if len(sightings) > 1:
+                    rows |= _changes(sightings, states, direction)
     return rows
 
 
-def _pairs(
-    here: Iterable[Seen], there: Iterable[Seen], protocol: str, before: Addressing, after: Addressing
-) -> list[tuple[Seen, Seen]]:
-    sides: dict[tuple[object, ...], tuple[list[Seen], list[Seen]]] = defaultdict(lambda: ([], []))
-    for side, packets, wanted in ((0, here, before), (1, there, after)):
-        for packet in packets:
-            if packet.protocol == protocol and packet.addressing == wanted:
-                sides[packet.fixed][side].append(packet)
-    pairs = []
-    for first, second in sides.values():
-        if len(first) > 1 or len(second) > 1:
-            raise UndecidableError(f"{before}: {first} and {second}")
-        pairs += list(zip(first, second, strict=False))
-    return pairs
+def _sightings(
+    hop: Hop, points: Mapping[str, Iterable[Seen]], protocol: str, states: list[Addressing]
+) -> list[list[tuple[str, Seen]]]:
+    """Return where each packet of an entry was seen, in the order of the hop's points."""
+    found: dict[tuple[object, ...], list[tuple[str, Seen]]] = defaultdict(list)
+    for name in hop.chain:
+        for packet in points[name]:
+            if packet.protocol == protocol and packet.addressing in states:
+                seen = found[packet.fixed]
+                if seen and seen[-1][0] == name:
+                    raise UndecidableError(f"{name}: {seen[-1][1]} and {packet}")
+                seen.append((name, packet))
+    return list(found.values())
+
+
+def _changes(
+    sightings: list[tuple[str, Seen]], states: list[Addressing], direction: Direction
+) -> set[ExpectedRow]:
+    """Return one packet's rows; it travels from the end where NAT has done less."""
+    stages = [states.index(packet.addressing) for _, packet in sightings]
+    if stages[0] > stages[-1]:
+        sightings.reverse()
+    rows = set()
+    for (here, first), (there, second) in pairwise(sightings):
+        assert 0 <= first.ttl - second.ttl <= 1, (here, first, there, second)
+        if first.addressing != second.addressing:
+            rows.add(ExpectedRow(here, first.frame, there, second.frame, direction))
+    return rows
 
 
 def token_rows(

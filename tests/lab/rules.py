@@ -9,6 +9,8 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lab.topology import Namespace
 
 
@@ -50,6 +52,63 @@ def masquerade(router: Namespace, interface: str) -> None:
 def masquerade_v6(router: Namespace, network: str) -> None:
     """Masquerade an IPv6 network as Docker does with its ip6tables option."""
     router.run(f"ip6tables -w -t nat -A POSTROUTING -s {network} ! -o docker0 -j MASQUERADE")
+
+
+def dnat(router: Namespace, address: str, protocol: str, port: int | None, to: str, match: str = "") -> None:
+    """Send what asks for an address (and port) to another one; `match` may narrow the rule."""
+    ports = "" if port is None else f"--dport {port} "
+    router.run(
+        f"iptables -w -t nat -A PREROUTING -d {address}/32 -p {protocol} {ports}{match} "
+        f"-j DNAT --to-destination {to}"
+    )
+
+
+def one_of_many(router: Namespace, address: str, protocol: str, port: int, to: Sequence[str]) -> None:
+    """Send each new flow to one of several servers at random, as kube-proxy's iptables mode does."""
+    for left, server in zip(range(len(to), 0, -1), to, strict=True):
+        match = f"-m statistic --mode random --probability {1 / left:.8f}" if left > 1 else ""
+        dnat(router, address, protocol, port, server, match)
+
+
+def in_turn(router: Namespace, address: str, protocol: str, port: int, to: Sequence[str]) -> None:
+    """Send new flows to several servers in turn."""
+    for left, server in zip(range(len(to), 0, -1), to, strict=True):
+        match = f"-m statistic --mode nth --every {left} --packet 0" if left > 1 else ""
+        dnat(router, address, protocol, port, server, match)
+
+
+def nft_service(router: Namespace, address: str, servers: Sequence[str], inside: str) -> None:
+    """Write a service with nft: UDP 53 to port 5353 and TCP 80 to port 8080 of one server, masquerade behind."""
+    picks = ", ".join(f"{number} : {server}" for number, server in enumerate(servers))
+    size = len(servers)
+    for line in (
+        "add table ip service",
+        "add chain ip service pre { type nat hook prerouting priority -100 ; }",
+        "add chain ip service post { type nat hook postrouting priority 100 ; }",
+        f"add rule ip service pre ip daddr {address} udp dport 53 dnat to numgen random mod {size} map {{ {picks} }} : 5353",
+        f"add rule ip service pre ip daddr {address} tcp dport 80 dnat to numgen inc mod {size} map {{ {picks} }} : 8080",
+        f"add rule ip service post ip saddr {inside} oifname eth0 masquerade",
+    ):
+        router.run(f"nft {line}")
+
+
+def one_to_one(router: Namespace, public: str, inside: str) -> None:
+    """Give one container a public address of its own, both ways."""
+    router.run(f"iptables -w -t nat -A PREROUTING -d {public}/32 -j DNAT --to-destination {inside}")
+    router.run(f"iptables -w -t nat -A POSTROUTING -s {inside}/32 -o eth0 -j SNAT --to-source {public}")
+
+
+def netmap(router: Namespace, public: str, inside: str) -> None:
+    """Map a public network onto an inner one of the same size, both ways."""
+    router.run(f"iptables -w -t nat -A PREROUTING -i eth0 -d {public} -j NETMAP --to {inside}")
+    router.run(f"iptables -w -t nat -A POSTROUTING -o eth0 -s {inside} -j NETMAP --to {public}")
+
+
+def redirect(router: Namespace, incoming: str, protocol: str, port: int, to: int) -> None:
+    """Take what asks any address for a port to the router's own port."""
+    router.run(
+        f"iptables -w -t nat -A PREROUTING -i {incoming} -p {protocol} --dport {port} -j REDIRECT --to-ports {to}"
+    )
 
 
 def drop_every(router: Namespace, nth: int, first: int, incoming: str) -> None:

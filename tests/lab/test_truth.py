@@ -77,8 +77,8 @@ def test_only_a_change_of_both_ends_has_a_half() -> None:
     )
     one = Entry("tcp", Addressing(outside, host, 50000, 8080), Addressing(container, outside, 80, 50000))
 
-    assert both.half == Addressing(outside, container, 50000, 80)
-    assert one.half is None
+    assert both.halves == (Addressing(outside, container, 50000, 80),)
+    assert one.halves == ()
 
 
 def test_a_line_with_one_tuple_is_an_error_not_an_entry() -> None:

@@ -101,6 +101,10 @@ class UdpServer:
         self._socket.settimeout(ANSWER_S)
         self._socket.bind((address, port))
 
+    def fileno(self) -> int:
+        """Return the socket's descriptor, to wait for."""
+        return self._socket.fileno()
+
     def answer(self, payload: bytes) -> bytes:
         """Receive one datagram, send `payload` back, return what was received."""
         received, peer = self._socket.recvfrom(65535)
@@ -116,11 +120,20 @@ class UdpClient:
     """A connected UDP socket with a chosen source port, and address where the host has several."""
 
     def __init__(
-        self, host: Namespace, sport: int, server: str, port: int = ECHO_PORT, source: str = ""
+        self,
+        host: Namespace,
+        sport: int,
+        server: str,
+        port: int = ECHO_PORT,
+        source: str = "",
+        *,
+        reuse: bool = False,
     ) -> None:
         with host.inside():
             self._socket = socket.socket(_family(server), socket.SOCK_DGRAM)
         self._socket.settimeout(ANSWER_S)
+        if reuse:  # several sockets of one port, each connected to a server of its own
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.bind((source, sport))
         self._socket.connect((server, port))
 
@@ -153,6 +166,10 @@ class TcpServer:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.bind((address, port))
         self._socket.listen()
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor, to wait for."""
+        return self._socket.fileno()
 
     def accept(self) -> socket.socket:
         """Accept the next connection."""

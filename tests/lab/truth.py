@@ -62,13 +62,20 @@ class Entry:
         return self.reply != self.original.inverted()
 
     @property
-    def half(self) -> Addressing | None:
-        """What a packet carries after DNAT and before SNAT, None where NAT changes one end only."""
-        after = self.reply.inverted()
-        between = Addressing(
-            self.original.src, after.dst, self.original.sport, after.dport, self.original.type, after.id
-        )
-        return None if between in (self.original, after) else between
+    def halves(self) -> tuple[Addressing, ...]:
+        """What a packet can carry after DNAT and before SNAT; nothing where NAT changes one end only.
+
+        SNAT decides an ICMP id, so a flow's first packet carries the old one between the two; later ones
+        carry the new one, because DNAT's part writes the final tuple's id as well (icmp_manip_pkt).
+        """
+        first, after = self.original, self.reply.inverted()
+        found = {
+            Addressing(first.src, after.dst, first.sport, after.dport, first.type, each.id)
+            for each in (first, after)
+        } - {first, after}
+        # an id alone is no second end
+        ends = (first.src, first.sport) != (after.src, after.sport)
+        return tuple(sorted(found)) if ends and (first.dst, first.dport) != (after.dst, after.dport) else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,12 @@ class Hop:
     outer: str
     conntrack: str  #: file with what conntrack printed
     entries: tuple[Entry, ...]
+    via: tuple[str, ...] = ()  #: further points of the same host between the two, in order from `inner`
+
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """All points of the hop, from the inside to the outside."""
+        return (self.inner, *self.via, self.outer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +115,14 @@ class Truth:
         """Read what `save` wrote."""
         data: dict[str, Any] = json.loads(path.read_text())
         data["hops"] = tuple(
-            Hop(**{**hop, "entries": tuple(_entry(each) for each in hop["entries"])}) for hop in data["hops"]
+            Hop(
+                **{
+                    **hop,
+                    "entries": tuple(_entry(each) for each in hop["entries"]),
+                    "via": tuple(hop.get("via", ())),
+                }
+            )
+            for hop in data["hops"]
         )
         return cls(**data)
 
