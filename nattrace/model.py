@@ -95,6 +95,8 @@ class Translation:
     original: Tuple
     reply: Tuple
     rule: Rule | None = None
+    first: int | None = None  #: of its matched packets of either direction, at from_point
+    last: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,7 @@ class FlowSequence(Sequence[Flow]):
         protocol = c.protocol_of_hop[steps].tolist()
         columns = zip(
             version, protocol, c.hops.from_point[steps].tolist(), c.hops.to_point[steps].tolist(),
-            c.changed[steps].tolist(),
+            c.changed[steps].tolist(), c.hops.first_ns[steps].tolist(), c.hops.last_ns[steps].tolist(),
             b.src.tolist(), b.dst.tolist(), b.sport.tolist(), b.dport.tolist(),
             a.src.tolist(), a.dst.tolist(), a.sport.tolist(), a.dport.tolist(),
             n.matched[steps].tolist(), n.lost[steps].tolist(), n.unknowable[steps].tolist(),
@@ -136,7 +136,7 @@ class FlowSequence(Sequence[Flow]):
         crossings: list[tuple[Crossing, Crossing]] = []
         to_points: list[str] = []
         for (
-            v, p, f, t, changed, src, dst, sport, dport, src2, dst2, sport2, dport2,
+            v, p, f, t, changed, first, last, src, dst, sport, dport, src2, dst2, sport2, dport2,
             matched, lost, unknowable, ambiguous, measurable, latency,
         ) in columns:  # fmt: skip
             source, target = names[f], names[t]
@@ -151,6 +151,8 @@ class FlowSequence(Sequence[Flow]):
                         fields,
                         _tuple(p, text(v, src), text(v, dst), sport, dport),
                         _tuple(p, text(v, dst2), text(v, src2), dport2, sport2),
+                        first=first,
+                        last=last,
                     )
                 )
             else:

@@ -231,6 +231,10 @@ class Rewrites:
         forward_a = c.hops.forward[h] ^ (reverse & swap)
         reply = block.backward[wanted] == forward_a
         a_first = reply == reverse
+        if c.division is not None:
+            # both sightings are on the hop; the one at its beginning says when
+            time_ns = np.where(reverse, block.b["time_ns"][wanted], block.a["time_ns"][wanted])
+            h = c.division.piece(h, reply, time_ns, np.zeros(h.size, np.bool_))
         i, j = block.pair
         seen_a = self._sightings(block.a, wanted, i)
         seen_b = self._sightings(block.b, wanted, j)

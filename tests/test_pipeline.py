@@ -255,23 +255,20 @@ def test_rows_and_flows_count_the_same_packets(tmp_path: Path) -> None:
         (row.before.point, row.before.frame, row.after.point, row.after.frame) for row in rows
     }  # fmt: skip
     assert len(told) == len(rows), "a crossing is told twice"
-    per_hop: dict[tuple[str, str], int] = {}
+    per_hop: dict[tuple[int, str, str, str], int] = {}
     for row in rows:
         key = (
             (row.before.point, row.after.point)
             if row.direction == "original"
             else (row.after.point, row.before.point)
         )
-        per_hop[key] = per_hop.get(key, 0) + 1
-    for (first, second), count in per_hop.items():
-        if {first, second} == {"inside", "middle"}:
-            matched = {
-                (flow.initiator, c.direction): c.matched
-                for flow in report.flows
-                for c in flow.crossings
-                if (c.from_point, c.to_point) == (first, second)
-            }
-            assert sum(matched.values()) == count
+        per_hop[row.flow, *key, row.direction] = per_hop.get((row.flow, *key, row.direction), 0) + 1
+    assert per_hop == {
+        (flow.id, c.from_point, c.to_point, c.direction): c.matched
+        for flow in report.flows
+        for c in flow.crossings
+        if c.matched
+    }
 
 
 def test_a_snaplen_that_shows_late_costs_no_packet(tmp_path: Path) -> None:

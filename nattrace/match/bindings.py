@@ -44,8 +44,8 @@ def match_by_binding(
     nothing = Matches(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint16))
     if not len(edges) or not len(rows_a) or not len(rows_b):
         return nothing
-    edge_a = edge_of(flows_a[rows_a.flow], rows_a.table.time_ns, edges.flow_a, edges)
-    edge_b = edge_of(flows_b[rows_b.flow], rows_b.table.time_ns, edges.flow_b, edges)
+    edge_a = edge_of(flows_a[rows_a.flow], rows_a.table.time_ns, 0, edges)
+    edge_b = edge_of(flows_b[rows_b.flow], rows_b.table.time_ns, 1, edges)
     on_a, on_b = np.flatnonzero(edge_a >= 0), np.flatnonzero(edge_b >= 0)
     if not on_a.size or not on_b.size:
         return nothing
@@ -85,18 +85,23 @@ def match_by_binding(
 
 
 def edge_of(
-    flow: NDArray[np.int64], time_ns: NDArray[np.int64], edge_flow: NDArray[np.int64], edges: Edges
+    flow: NDArray[np.int64], time_ns: NDArray[np.int64], side: int, edges: Edges
 ) -> NDArray[np.int64]:
-    """Return for each packet the edge its flow was on at its time, -1 where its flow has none.
+    """Return for each packet of the first point (`side` 0) or the second (1) the edge its flow was on, -1 for none.
 
     A flow with several edges over time (a binding that was renewed) is on the one whose matched packets
     surround it in time, or the first or last one for a packet before or after all of them; a packet
     between two bindings, or inside both, is on neither.
     """
+    edge_flow, first_ns, last_ns = (
+        (edges.flow_b, edges.first_b_ns, edges.last_b_ns)
+        if side
+        else (edges.flow_a, edges.first_ns, edges.last_ns)
+    )
     order = np.argsort(edge_flow, kind="stable")  # nearly free: merged edges come in order of flow_a
     owner = edge_flow[order]
     if (owner[1:] == owner[:-1]).any():
-        order = np.lexsort((edges.first_ns, edge_flow))
+        order = np.lexsort((first_ns, edge_flow))
     low = np.searchsorted(owner, flow, "left")
     high = np.searchsorted(owner, flow, "right")
     result = np.full(flow.size, -1, np.int64)
@@ -104,7 +109,7 @@ def edge_of(
     result[single] = order[low[single]]
     several = np.flatnonzero(high - low > 1)
     if several.size:
-        first, last = edges.first_ns[order], edges.last_ns[order]
+        first, last = first_ns[order], last_ns[order]
         t = time_ns[several]
         covering = np.zeros(several.size, np.int64)
         choice = np.full(several.size, -1, np.int64)

@@ -34,6 +34,8 @@ class Edges:
     backward: NDArray[np.signedinteger]
     first_ns: NDArray[np.int64]  #: at the first point
     last_ns: NDArray[np.int64]
+    first_b_ns: NDArray[np.int64]  #: at the second point
+    last_b_ns: NDArray[np.int64]
     ttl_forward: NDArray[np.signedinteger]  #: sum of TTL at the first point minus TTL at the second
     ttl_backward: NDArray[np.signedinteger]
     delta_forward: NDArray[np.int64]  #: sum of deltas
@@ -115,6 +117,7 @@ def group_lanes(
     else:
         time = time_ns[order]
         first, last = np.minimum.reduceat(time, starts), np.maximum.reduceat(time, starts)
+    time_b = (time_ns + delta_ns)[order]
     delta = np.add.reduceat(delta_ns[order], starts)
     sizes = sizes.astype(np.int32)
     # of one window: at most 255 times its packets
@@ -128,6 +131,8 @@ def group_lanes(
         backward=np.where(turned, sizes, none),
         first_ns=first,
         last_ns=last,
+        first_b_ns=np.minimum.reduceat(time_b, starts),
+        last_b_ns=np.maximum.reduceat(time_b, starts),
         ttl_forward=np.where(turned, none, ttl),
         ttl_backward=np.where(turned, ttl, none),
         delta_forward=np.where(turned, 0, delta),
@@ -181,7 +186,8 @@ def _joined(column: Callable[[str], NDArray[Any]]) -> tuple[Edges, NDArray[np.in
     joined: dict[str, Any] = {"flow_a": flow_a[leader], "flow_b": flow_b[leader], "swap": swap[leader]}
     for name in ("forward", "backward", "ttl_forward", "ttl_backward", "delta_forward", "delta_backward"):
         joined[name] = np.add.reduceat(column(name)[order], starts, dtype=np.int64)
-    joined["first_ns"] = np.minimum.reduceat(column("first_ns")[order], starts)
-    joined["last_ns"] = np.maximum.reduceat(column("last_ns")[order], starts)
+    for end, extreme in (("first", np.minimum), ("last", np.maximum)):
+        for name in (f"{end}_ns", f"{end}_b_ns"):
+            joined[name] = extreme.reduceat(column(name)[order], starts)
     joined["evidence"] = np.bitwise_or.reduceat(column("evidence")[order], starts)
     return Edges(**joined), members(order, starts)

@@ -45,6 +45,10 @@ class PairState:
     #: latency samples: twice the partial edge index, plus one for backward packets; delta ns
     sample_lane: list[NDArray[np.int32]] = field(default_factory=list)
     sample_delta: list[NDArray[np.int64]] = field(default_factory=list)
+    #: when, at the first point; nothing while `timed` is not set
+    sample_time: list[NDArray[np.int64]] = field(default_factory=list)
+    #: there are further points: hops may have to be divided between bindings of the next hop, packet by packet
+    timed: bool = False
     waiting_a: list[Rows] = field(default_factory=list)
     waiting_b: list[Rows] = field(default_factory=list)
     unmatched_a: list[Unmatched] = field(default_factory=list)
@@ -73,6 +77,7 @@ class PairState:
         self.edge_count += len(edges)
         self.sample_lane.append((member.astype(np.int32) << np.int32(1)) | backward)
         self.sample_delta.append(delta)
+        self.sample_time.append(time if self.timed else time[:0])
         if self.on_match is not None:
             self.on_match(rows_a.take(a), rows_b.take(b), member, found.flags)
 

@@ -175,6 +175,7 @@ class Matcher:
     def _match(self, i: int, j: int, rows_a: Rows, rows_b: Rows) -> None:
         a, b = self.points[i], self.points[j]
         pair = self._pair(i, j)
+        pair.timed = len(self.points) > 2  # two points make one hop, which nothing can divide
         open_a, open_b = np.flatnonzero(~a.paired[j]), np.flatnonzero(~b.paired[i])
         found = match_unique(rows_a, open_a, rows_b, open_b, REACH_NS, pair.usual, self.book)
         pair.commit(rows_a, rows_b, found)

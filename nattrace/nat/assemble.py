@@ -56,7 +56,8 @@ def assemble(matcher: Matcher, infos: Sequence[PointInfo], book: AddressBook) ->
     for number, key in enumerate(sorted(pairs)):
         hop_of_edge = np.full(len(pairs[key].edges), -1, np.int64)
         mine = np.flatnonzero(conversations.hops.pair == number)
-        hop_of_edge[conversations.hops.edge[mine]] = mine
+        # a divided hop stands before its pieces
+        hop_of_edge[conversations.hops.edge[mine[::-1]]] = mine[::-1]
         edges[key] = (partial[key], hop_of_edge)
 
     reasons: dict[int, NDArray[np.uint8]] = {}
@@ -133,6 +134,7 @@ def _evidence(
             edges=edges,
             sample_lane=state.sample_lane,
             sample_delta=state.sample_delta,
+            sample_time=state.sample_time,
             unmatched=(
                 Unmatched.concatenate(state.unmatched_a, flows_a),
                 Unmatched.concatenate(state.unmatched_b, flows_b),

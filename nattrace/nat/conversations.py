@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nattrace.nat.hops import HopCounts, Onward, count_hops
-from nattrace.nat.paths import Hops, direct, follow, opening_side, without_shortcuts
+from nattrace.nat.lifetimes import divide
+from nattrace.nat.orientation import opening_side
+from nattrace.nat.paths import Hops, direct, ends, follow, without_shortcuts
 from nattrace.table import ICMP, ICMPV6
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from nattrace.match.edges import Edges
     from nattrace.match.flows import Flows
     from nattrace.nat.hops import Coverage, PairEvidence
+    from nattrace.nat.lifetimes import Division
     from nattrace.table import AddressBook
 
 #: `Conversations.status`
@@ -70,7 +73,8 @@ class Conversations:
     protocol_of_hop: NDArray[np.uint8]
     changed: NDArray[np.uint8]  #: per hop
     counts: HopCounts  #: per hop
-    flow_of_hop: NDArray[np.int64]  #: row of (the first of) the conversations that use a hop, -1 for none
+    flow_of_hop: NDArray[np.int64]  #: row of the conversation that uses a hop, -1 for none
+    division: Division | None  #: which piece of a hop that conversations share a packet belongs to
 
     def __len__(self) -> int:
         """Conversations."""
@@ -92,11 +96,12 @@ def build(
     edges: dict[tuple[int, int], Edges] = {key: pair.edges for key, pair in pairs.items()}
     directed = direct(edges, flows)
     hops = without_shortcuts(directed, flows)
+    evidence = [pairs[key] for key in sorted(pairs)]
+    hops, blocks, division = divide(hops, follow(hops, flows), evidence, ends(hops, flows))
     before, after, version, protocol = _tuples(hops, flows)
-    counts = count_hops(hops, pairs, coverage, Onward(directed, found_at))
+    counts = count_hops(hops, pairs, coverage, Onward(directed, found_at), division)
     changed = _changed(before, after, protocol)
 
-    blocks = follow(hops, flows)
     block_rows = [len(block) for block in blocks]
     lonely_point, lonely_flow = _lonely(points, flows, hops)
     rows = sum(block_rows) + lonely_point.size
@@ -147,6 +152,7 @@ def build(
         changed=changed,
         counts=counts,
         flow_of_hop=np.empty(0, np.int64),
+        division=division,
     )
     return _in_order(joined, length, book)
 
@@ -386,5 +392,5 @@ def _in_order(c: Conversations, length: NDArray[np.int64], book: AddressBook) ->
         packets_reply=c.packets_reply[order], first_ns=c.first_ns[order], last_ns=c.last_ns[order],
         hop_start=start, steps=steps, hops=c.hops, before=c.before, after=c.after,
         version_of_hop=c.version_of_hop, protocol_of_hop=c.protocol_of_hop, changed=c.changed,
-        counts=c.counts, flow_of_hop=flow_of_hop,
+        counts=c.counts, flow_of_hop=flow_of_hop, division=c.division,
     )  # fmt: skip

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from nattrace.match.edges import Edges
     from nattrace.match.outcome import Unmatched
+    from nattrace.nat.lifetimes import Division
     from nattrace.nat.paths import Hops
 
 #: Codes of `HopCounts.reasons`: why a packet has no crossing; where several pairs speak, the highest holds.
@@ -73,6 +74,7 @@ class PairEvidence:
     edges: Edges
     sample_lane: Sequence[NDArray[np.int32]]  #: in parts: twice the edge index, plus one for backward packets
     sample_delta: Sequence[NDArray[np.int64]]  #: in the same parts
+    sample_time: Sequence[NDArray[np.int64]]  #: in the same parts, at the first point; empty with two points
     unmatched: tuple[Unmatched, Unmatched]  #: first point's, second point's; merged flow numbers
     margin_ns: int  #: how much later the other point may see a packet
 
@@ -136,7 +138,11 @@ class Onward:
 
 
 def count_hops(
-    hops: Hops, pairs: Mapping[tuple[int, int], PairEvidence], coverage: Coverage, onward: Onward
+    hops: Hops,
+    pairs: Mapping[tuple[int, int], PairEvidence],
+    coverage: Coverage,
+    onward: Onward,
+    division: Division | None = None,
 ) -> HopCounts:
     """Count the packets of every hop and measure its latencies."""
     size = len(hops)
@@ -151,18 +157,23 @@ def count_hops(
         pair = pairs[i, j]
         mine = np.flatnonzero(hops.pair == number)
         hop_of_edge = np.full(len(pair.edges), -1, np.int64)
-        hop_of_edge[hops.edge[mine]] = mine
+        hop_of_edge[hops.edge[mine[::-1]]] = mine[::-1]  # a divided hop stands before its pieces
         _matched(counts, hops, mine, pair.edges)
-        _latencies(counts, hops, hop_of_edge, pair)
+        _latencies(counts, hops, hop_of_edge, pair, division.pieces.get(number) if division else None)
         first, second = pair.unmatched
         places = [_place(hops, hop_of_edge, pair.edges, pair.unmatched[side], side) for side in (0, 1)]
         lanes = [place.lane() for place in places]
         for side, (own, other, point, far) in enumerate(((first, second, i, j), (second, first, j, i))):
             if own.flow.size:
                 changed_size = resized(own, lanes[side], other, lanes[1 - side])
+                place = places[side]
+                if division is not None:
+                    place.hop = division.piece(place.hop, place.reply, own.time_ns, place.at_to)
                 _missing(
-                    counts, pair, own, places[side], changed_size, point, far, coverage, onward, unparted
+                    counts, pair, own, place, changed_size, point, far, coverage, onward, unparted
                 )
+    if division is not None:
+        counts.matched[division.of_pieces] = division.matched[division.of_pieces]
     return counts
 
 
@@ -174,8 +185,17 @@ def _matched(counts: HopCounts, hops: Hops, mine: NDArray[np.int64], edges: Edge
     counts.matched[mine, 1] = np.where(forward_a, edges.backward[edge], edges.forward[edge])
 
 
-def _latencies(counts: HopCounts, hops: Hops, hop_of_edge: NDArray[np.int64], pair: PairEvidence) -> None:
-    """Order the latency samples of every hop and direction with one sort of packed values."""
+def _latencies(
+    counts: HopCounts,
+    hops: Hops,
+    hop_of_edge: NDArray[np.int64],
+    pair: PairEvidence,
+    pieces: NDArray[np.int64] | None,
+) -> None:
+    """Order the latency samples of every hop and direction with one sort of packed values.
+
+    `pieces` says for each sample which piece of a divided hop it belongs to, -1 for none.
+    """
     total = sum(lanes.size for lanes in pair.sample_lane)
     if not total or not len(hops):
         return
@@ -190,13 +210,14 @@ def _latencies(counts: HopCounts, hops: Hops, hop_of_edge: NDArray[np.int64], pa
     code = np.where(hop >= 0, (hop << 1) | reply, 0).astype(np.uint64) << _LATENCY_BITS
     skipped = hop < 0
     packed = np.empty(total, np.uint64)
-    size = 0
+    size = start = 0
     for lanes, delta in zip(pair.sample_lane, pair.sample_delta, strict=True):
         signed = delta * sign[lanes]
         np.clip(signed, -_LATENCY_HALF, _LATENCY_HALF - 1, out=signed)
         signed += _LATENCY_HALF
         values = signed.view(np.uint64)
-        values |= code[lanes]
+        values |= code[lanes] if pieces is None else _codes(code[lanes], pieces[start : start + lanes.size])
+        start += lanes.size
         if skipped.any():
             values = values[~skipped[lanes]]
         packed[size : size + values.size] = values
@@ -216,6 +237,14 @@ def _latencies(counts: HopCounts, hops: Hops, hop_of_edge: NDArray[np.int64], pa
         counts.latency[lanes_found >> 1, lanes_found & 1, column] = values_of_rank
     # taps that share one timestamp measure nothing; a negative latency means two clocks
     counts.measurable[lanes_found >> 1, lanes_found & 1] = (values_at[0] >= 0) & (values_at[-1] > 0)
+
+
+def _codes(code: NDArray[np.uint64], piece: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return the codes of samples of which some belong to a piece of their hop."""
+    moved = (piece.astype(np.uint64) << np.uint64(1) << _LATENCY_BITS) | (
+        code & (np.uint64(1) << _LATENCY_BITS)
+    )
+    return np.where(piece >= 0, moved, code)
 
 
 @dataclass(slots=True)
@@ -239,7 +268,7 @@ class _Placed:
 
 def _place(hops: Hops, hop_of_edge: NDArray[np.int64], edges: Edges, record: Unmatched, side: int) -> _Placed:
     edge_flow = edges.flow_a if side == 0 else edges.flow_b
-    edge = edge_of(record.flow, record.time_ns, edge_flow, edges)
+    edge = edge_of(record.flow, record.time_ns, side, edges)
     hop = np.where(edge >= 0, hop_of_edge[np.maximum(edge, 0)], -1) if len(edges) else edge
     if not len(hops):
         nowhere = np.zeros(hop.size, np.bool_)

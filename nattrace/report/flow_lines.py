@@ -63,9 +63,18 @@ def _block(
     rows = slice(start, stop)
     bounds = c.hop_start[start : stop + 1]
     steps = c.steps[bounds[0] : bounds[-1]]
-    translations, crossings, befores = _hops(c, steps, names, text)
     targets = c.hops.to_point[steps].tolist()
     first, last = _instants(c.first_ns[rows]), _instants(c.last_ns[rows])
+    flow = np.repeat(np.arange(stop - start), np.diff(bounds))
+    begun = _lives(first, c.first_ns[rows], flow, c.hops.first_ns[steps])
+    ended = _lives(last, c.last_ns[rows], flow, c.hops.last_ns[steps])
+    if not all(dated):
+        undated = ~np.array(dated)
+        touched = np.zeros(stop - start, np.bool_)
+        touched[flow[undated[c.hops.from_point[steps]] | undated[c.hops.to_point[steps]]]] = True
+        for step in np.flatnonzero(touched[flow]).tolist():
+            begun[step] = ended[step] = "null"
+    translations, crossings, befores = _hops(c, steps, names, text, begun, ended)
     # a flow with a path begins as its first hop does; only the others need a text of their own
     initiators = [""] * (stop - start)
     pathless = np.flatnonzero(bounds[1:] == bounds[:-1])
@@ -113,7 +122,7 @@ def _block(
 
 
 def _hops(
-    c: Conversations, steps: Any, names: list[str], text: Any
+    c: Conversations, steps: Any, names: list[str], text: Any, begun: list[str], ended: list[str]
 ) -> tuple[list[str], list[str], list[str]]:
     """Return the text of each hop's translation ("" for none), of its two crossings, and of its tuple before."""
     version, protocol = c.version_of_hop[steps], c.protocol_of_hop[steps]
@@ -127,10 +136,10 @@ def _hops(
     crossings: list[str] = []
     columns = zip(
         c.hops.from_point[steps].tolist(), c.hops.to_point[steps].tolist(), c.changed[steps].tolist(),
-        befores, _tuples(after, version, protocol, text), original, reply,
+        befores, _tuples(after, version, protocol, text), original, reply, begun, ended,
         strict=True,
     )  # fmt: skip
-    for source, target, changed, out, back, there, again in columns:
+    for source, target, changed, out, back, there, again, first, last in columns:
         known = heads.get((source, target, changed))
         if known is None:
             way = f'{{"from": {names[source]}, "to": {names[target]}, '
@@ -140,7 +149,11 @@ def _hops(
                 f'{way}"direction": "reply", "matched": ',
             )
         translation, way_out, way_back = known
-        translations.append(f'{translation}{out}, "reply": {back}, "rule": null}}' if changed else "")
+        translations.append(
+            f'{translation}{out}, "reply": {back}, "rule": null, "first": {first}, "last": {last}}}'
+            if changed
+            else ""
+        )
         crossings.append(f"{way_out}{there}, {way_back}{again}")
     return translations, crossings, befores
 
@@ -191,6 +204,15 @@ def _tuples(tuples: Tuples, versions: Any, protocols: Any, text: Any) -> list[st
     for row in np.flatnonzero(~has_ports(protocols)).tolist():
         with_id = f', "id": {sports[row]}' if numbers[row] in (ICMP, ICMPV6) else ""
         found[row] = f'{{"src": "{sources[row]}", "dst": "{targets[row]}"{with_id}}}'
+    return found
+
+
+def _lives(texts: list[str], of_flow: Any, flow: Any, of_hop: Any) -> list[str]:
+    """Return the texts of the hops' instants, `flow` being each hop's; most are their flow's own."""
+    found = [texts[n] for n in flow.tolist()]
+    others = np.flatnonzero(of_hop != of_flow[flow])
+    for n, instant in zip(others.tolist(), _instants(of_hop[others]), strict=True):
+        found[n] = instant
     return found
 
 

@@ -118,7 +118,7 @@ def flow_dict(flow: Flow, undated: frozenset[str] = frozenset()) -> dict[str, An
         "status": flow.status,
         "path": [well_formed(name) for name in flow.path],
         "initiator": tuple_dict(flow.initiator),
-        "translations": [translation_dict(translation) for translation in flow.translations],
+        "translations": [translation_dict(each, dated=dated) for each in flow.translations],
         "packets": {"original": flow.packets_original, "reply": flow.packets_reply},
         "crossings": [crossing_dict(crossing) for crossing in flow.crossings],
         "first": iso_utc(flow.first) if dated else None,
@@ -140,8 +140,9 @@ def tuple_dict(addresses: Tuple) -> dict[str, Any]:
     return found
 
 
-def translation_dict(translation: Translation) -> dict[str, Any]:
-    """Return what one NAT hop did to a flow."""
+def translation_dict(translation: Translation, *, dated: bool = True) -> dict[str, Any]:
+    """Return what one NAT hop did to a flow; its instants are null when a point of the path has no dates."""
+    first, last = translation.first, translation.last
     return {
         "from": well_formed(translation.from_point),
         "to": well_formed(translation.to_point),
@@ -150,6 +151,8 @@ def translation_dict(translation: Translation) -> dict[str, Any]:
         "original": tuple_dict(translation.original),
         "reply": tuple_dict(translation.reply),
         "rule": _rule_dict(translation.rule),
+        "first": iso_utc(first) if dated and first is not None else None,
+        "last": iso_utc(last) if dated and last is not None else None,
     }
 
 
@@ -199,7 +202,7 @@ def flow_json(flow: Flow, undated: frozenset[str] = frozenset()) -> str:
     first = last = "null"
     if dated:
         first, last = f'"{iso_utc(flow.first)}"', f'"{iso_utc(flow.last)}"'
-    translations = ", ".join([_translation_json(translation) for translation in flow.translations])
+    translations = ", ".join([_translation_json(each, dated) for each in flow.translations])
     crossings = ", ".join([_crossing_json(crossing) for crossing in flow.crossings])
     initiator, responder = flow.endpoint_initiator, flow.endpoint_responder
     return (
@@ -221,12 +224,19 @@ def _tuple_json(addresses: Tuple) -> str:
     return json.dumps(tuple_dict(addresses))
 
 
-def _translation_json(translation: Translation) -> str:
+def _translation_json(translation: Translation, dated: bool) -> str:
     head = _translation_head(
         translation.from_point, translation.to_point, translation.nat, translation.changed
     )
     rule = "null" if translation.rule is None else _rule_json(translation.rule)
-    return f'{head}"original": {_tuple_json(translation.original)}, "reply": {_tuple_json(translation.reply)}, "rule": {rule}}}'
+    first, last = (
+        f'"{iso_utc(instant)}"' if dated and instant is not None else "null"
+        for instant in (translation.first, translation.last)
+    )
+    return (
+        f'{head}"original": {_tuple_json(translation.original)}, "reply": {_tuple_json(translation.reply)}, '
+        f'"rule": {rule}, "first": {first}, "last": {last}}}'
+    )
 
 
 def _crossing_json(crossing: Crossing) -> str:

@@ -29,6 +29,7 @@ def check_against_truth(report: Any, truth: Truth, folder: Path) -> None:
     check_translations(report, truth, points)
     check_rows(report, truth, points)
     check_losses(report, truth, points)
+    check_lives(report)
     check_accounting(report, folder)
 
 
@@ -52,7 +53,7 @@ def check_translations(report: Any, truth: Truth, points: Points) -> None:
         name = "-".join(hop.chain)
         pairs = {frozenset(pair) for pair in combinations(hop.chain, 2)}
         shown = Counter(each for pair in pairs for each in said[pair])
-        twice = {binding: count for (binding, _), count in shown.items() if count > 1}
+        twice = [way for way, count in shown.items() if count > 1 and _overlap(report, *way)]
         assert not twice, f"{name}: translations shown more than once: {twice}"
         bindings = {binding for binding, _ in shown}
         seen = {_binding(entry): entry for entry in _seen_entries(hop, points)}
@@ -158,6 +159,41 @@ def check_losses(report: Any, truth: Truth, points: Points) -> None:
         assert unknowable == outside, f"{unknowable} packets called unknowable, {outside} were outside"
 
 
+def check_lives(report: Any) -> None:
+    """Check that what flows say of their packets is what the rows say, row by row.
+
+    The rows themselves are held against the kernel's entries; here they say how many packets of each
+    direction crossed each hop of a flow, when the first and the last did, and that one packet belongs to
+    one flow all along its path.
+    """
+    rows = [row for row in report.rewrites.all() if hasattr(row, "before")]
+    crossed: Counter[tuple[int, str, str, str]] = Counter()
+    times: dict[tuple[int, str, str], list[int]] = defaultdict(list)
+    flow_of: dict[tuple[str, int], int] = {}
+    for row in rows:
+        ends = (row.before, row.after) if row.direction == "original" else (row.after, row.before)
+        hop = (row.flow, ends[0].point, ends[1].point)
+        crossed[*hop, row.direction] += 1
+        times[hop].append(ends[0].time)
+        for sighting in ends:
+            own = flow_of.setdefault((sighting.point, sighting.frame), row.flow)
+            assert own == row.flow, f"{sighting.point}:{sighting.frame} is of flows {own} and {row.flow}"
+    said = {
+        (flow.id, c.from_point, c.to_point, c.direction): c.matched
+        for flow in report.flows
+        for c in flow.crossings
+        if c.matched
+    }
+    assert said == crossed, f"flows and rows count differently: {said.items() ^ crossed.items()}"
+    for flow in report.flows:
+        for each in flow.translations:
+            own_times = times[flow.id, each.from_point, each.to_point]
+            assert (each.first, each.last) == (min(own_times), max(own_times)), (flow.id, each)
+        if flow.crossings and not any(c.lost or c.unknowable or c.ambiguous for c in flow.crossings):
+            first = [c.matched for c in flow.crossings[:2]]
+            assert [flow.packets_original, flow.packets_reply] == first, flow
+
+
 def check_accounting(report: Any, folder: Path) -> None:
     """Check that every record of every file is accounted for; the records are counted by their own headers."""
     total = report.accounting
@@ -187,6 +223,18 @@ def _seen_entries(hop: Hop, points: Points) -> list[Entry]:
 
 def _binding(entry: Entry) -> Binding:
     return entry.protocol, _without_type(entry.original), _without_type(entry.reply)
+
+
+def _overlap(report: Any, binding: Binding, way: tuple[str, str]) -> bool:
+    """Whether one binding is shown for one time twice; conversations that part later share it in turns."""
+    lives = sorted(
+        (each.first, each.last)
+        for flow in report.flows
+        for each in flow.translations
+        if (flow.protocol, _plain(each.original), _plain(each.reply)) == binding
+        and (each.from_point, each.to_point) == way
+    )
+    return any(later[0] <= earlier[1] for earlier, later in pairwise(lives))
 
 
 def _parts(entry: Entry) -> set[Binding]:

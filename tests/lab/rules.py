@@ -44,9 +44,14 @@ def snat_inward(router: Namespace, protocol: str, ports: str) -> None:
     router.run(f"iptables -w -t nat -A POSTROUTING -o docker0 -p {protocol} -j MASQUERADE --to-ports {ports}")
 
 
-def masquerade(router: Namespace, interface: str) -> None:
-    """Masquerade everything that leaves by an interface, as a home router does."""
-    router.run(f"iptables -w -t nat -A POSTROUTING -o {interface} -j MASQUERADE")
+def masquerade(
+    router: Namespace, interface: str, protocol: str = "", ports: str = "", *, random_fully: bool = False
+) -> None:
+    """Masquerade what leaves by an interface, as a home router does; `ports` is LOW-HIGH or one port."""
+    words = f"-p {protocol} " if protocol else ""
+    target = "MASQUERADE" + (f" --to-ports {ports}" if ports else "")
+    random = " --random-fully" if random_fully else ""
+    router.run(f"iptables -w -t nat -A POSTROUTING {words}-o {interface} -j {target}{random}")
 
 
 def masquerade_v6(router: Namespace, network: str) -> None:

@@ -34,7 +34,7 @@ def _tuple(addressing: Addressing) -> Tuple:
 
 def _translation(entry: Entry) -> Translation:
     original, reply = _tuple(entry.original), _tuple(entry.reply)
-    return Translation("docker0", "eth0", "snat", ("src",), original, reply)
+    return Translation("docker0", "eth0", "snat", ("src",), original, reply, first=100, last=200)
 
 
 def _flow(*translations: Translation, lost: int = 0) -> Any:

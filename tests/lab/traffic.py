@@ -203,13 +203,27 @@ class TcpConnection:
         self._server.sendall(answer)
         assert _read(self._client, len(answer)) == answer
 
-    def close(self) -> None:
-        """Close the client's half, then the server's, each seen by the other: FIN both ways, no RST."""
-        self._client.shutdown(socket.SHUT_WR)
-        assert self._server.recv(1) == b""
-        self._server.close()
-        assert self._client.recv(1) == b""
+    def say(self, data: bytes) -> None:
+        """Send data to the server and wait for nothing."""
+        self._client.sendall(data)
+
+    def close(self, *, server_first: bool = False) -> None:
+        """Close one end's half, then the other's, each seen by the other: FIN both ways, no RST.
+
+        The end that closes first keeps the connection in TIME_WAIT.
+        """
+        first, second = (self._server, self._client) if server_first else (self._client, self._server)
+        first.shutdown(socket.SHUT_WR)
+        assert second.recv(1) == b""
+        second.close()
+        assert first.recv(1) == b""
+        first.close()
+
+    def reset(self) -> None:
+        """Close the client's end with RST; the server's end is closed as it is."""
+        self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._client.close()
+        self._server.close()
 
 
 def _read(end: socket.socket, size: int) -> bytes:

@@ -42,7 +42,7 @@ def group(matches: list[Match]) -> tuple[Edges, np.ndarray[Any, Any]]:
 
 
 def twin(matches: list[Match]) -> dict[tuple[int, int, bool], tuple[int, ...]]:
-    """Return by edge: forward, backward, first, last, TTL and delta sums each way, evidence."""
+    """Return by edge: forward, backward, first, last at both points, TTL and delta sums each way, evidence."""
     result: dict[tuple[int, int, bool], tuple[int, ...]] = {}
     for key in {(m.flow_a, m.flow_b, m.swap) for m in matches}:
         own = [m for m in matches if (m.flow_a, m.flow_b, m.swap) == key]
@@ -52,6 +52,7 @@ def twin(matches: list[Match]) -> dict[tuple[int, int, bool], tuple[int, ...]]:
             evidence |= m.evidence
         result[key] = (
             len(there), len(back), min(m.time_ns for m in own), max(m.time_ns for m in own),
+            min(m.time_ns + m.delta_ns for m in own), max(m.time_ns + m.delta_ns for m in own),
             sum(m.ttl_drop for m in there), sum(m.ttl_drop for m in back),
             sum(m.delta_ns for m in there), sum(m.delta_ns for m in back), evidence,
         )  # fmt: skip
@@ -60,8 +61,8 @@ def twin(matches: list[Match]) -> dict[tuple[int, int, bool], tuple[int, ...]]:
 
 def as_dict(edges: Edges) -> dict[tuple[int, int, bool], tuple[int, ...]]:
     names = (
-        "forward", "backward", "first_ns", "last_ns", "ttl_forward", "ttl_backward", "delta_forward",
-        "delta_backward", "evidence",
+        "forward", "backward", "first_ns", "last_ns", "first_b_ns", "last_b_ns", "ttl_forward",
+        "ttl_backward", "delta_forward", "delta_backward", "evidence",
     )  # fmt: skip
     keys = zip(edges.flow_a.tolist(), edges.flow_b.tolist(), edges.swap.tolist(), strict=True)
     values = zip(*(getattr(edges, name).tolist() for name in names), strict=True)

@@ -19,7 +19,7 @@ from nattrace.nat.conversations import (
     changed_fields,
     nat_kind,
 )
-from nattrace.nat.paths import opening_side
+from nattrace.nat.orientation import opening_side
 from nattrace.table import ICMP, TCP, UDP
 
 CLIENT, SERVER = 0xAC110002, 0xC6336401

@@ -40,7 +40,7 @@ def counted(drawn: list[Hop | None], samples: list[Sample]) -> HopCounts:
         flow_a=np.arange(size), flow_b=np.arange(size),
         swap=booleans([bool(hop and hop[2]) for hop in drawn]),
         forward=integers(forward), backward=integers(backward), first_ns=none, last_ns=none,
-        ttl_forward=none, ttl_backward=none, delta_forward=none, delta_backward=none,
+        first_b_ns=none, last_b_ns=none, ttl_forward=none, ttl_backward=none, delta_forward=none, delta_backward=none,
         evidence=none.astype(np.uint16),
     )  # fmt: skip
     reverse = booleans([hop[0] for hop in flags])
@@ -49,12 +49,14 @@ def counted(drawn: list[Hop | None], samples: list[Sample]) -> HopCounts:
         from_point=reverse.astype(np.int64), to_point=(~reverse).astype(np.int64),
         from_flow=integers(kept), to_flow=integers(kept), forward=booleans([hop[1] for hop in flags]),
         swap=booleans([hop[2] for hop in flags]), first_ns=none[kept], last_ns=none[kept],
+        to_first_ns=none[kept], to_last_ns=none[kept],
     )  # fmt: skip
     nobody = Unmatched.concatenate([], np.empty(0, np.int64))
     pair = PairEvidence(
         edges=edges,
         sample_lane=[integers([s[0] * 2 + s[1] for s in samples]).astype(np.int32)],
         sample_delta=[integers([s[2] for s in samples])],
+        sample_time=[none[:0]],
         unmatched=(nobody, nobody),
         margin_ns=0,
     )

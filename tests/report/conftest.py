@@ -72,6 +72,8 @@ def ping(number: int, host: int, ids: tuple[int, int], us: tuple[int, int], medi
                 original,
                 reply,
                 RULE,
+                BASE_NS + us[0] * 1000,
+                BASE_NS + us[1] * 1000,
             ),
         ),
         packets_original=5,

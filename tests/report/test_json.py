@@ -58,6 +58,7 @@ translations = st.builds(
     tuples,
     tuples,
     st.none() | rules,
+    *[st.none() | st.integers(-(2**63), 2**63 - 1)] * 2,
 )
 crossings = st.builds(Crossing, names, names, directions, counts, counts, counts, counts, latencies)
 endpoints = st.none() | st.builds(
