@@ -169,9 +169,7 @@ def count_hops(
                 place = places[side]
                 if division is not None:
                     place.hop = division.piece(place.hop, place.reply, own.time_ns, place.at_to)
-                _missing(
-                    counts, pair, own, place, changed_size, point, far, coverage, onward, unparted
-                )
+                _missing(counts, pair, own, place, changed_size, point, far, coverage, onward, unparted)
     if division is not None:
         counts.matched[division.of_pieces] = division.matched[division.of_pieces]
     return counts
