@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from nattrace.errors import InputError
 from nattrace.ingest.compressed import MAX_DEPTH, DecompressedStream, compression_of
-from nattrace.ingest.decode import comparable_bytes, decode
+from nattrace.ingest.decode import comparable_bytes, decode, tunnel_header_bytes
 from nattrace.ingest.link import LINK_HEADER_BYTES
 from nattrace.ingest.pcap import MAGICS as PCAP_MAGICS
 from nattrace.ingest.pcap import PcapReader
 from nattrace.ingest.pcapng import MAGIC as PCAPNG_MAGIC
 from nattrace.ingest.pcapng import PcapngReader
 from nattrace.ingest.points import PointList
-from nattrace.ingest.source import Batch
+from nattrace.ingest.source import Batch, Inner
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -33,6 +33,9 @@ SNIFF_BYTES = 512
 
 #: IP bytes of a packet that no capture cut; the largest datagram there is.
 _ALL_BYTES = 65535
+
+#: A snaplen from which on every header that matching looks at is whole, behind four tunnels as well.
+_AMPLE_SNAPLEN = 1024
 
 
 class InputStream(io.RawIOBase):
@@ -225,6 +228,8 @@ class FileCapture:
             found.append(comparable_bytes(records))
             snaplen, header = self.points[records.point].snaplen, LINK_HEADER_BYTES.get(records.link_type)
             if snaplen and header is not None and int(records.captured_length.max(initial=0)) <= snaplen:
+                if snaplen < _AMPLE_SNAPLEN:
+                    header = max(header, tunnel_header_bytes(records))
                 found.append(max(snaplen - header, 0))
         return min(found)
 
@@ -234,11 +239,12 @@ class FileCapture:
         Raises InputError when the file system fails or the capture holds too many interfaces.
         """
         for records in self.records():
-            table, skipped = decode(records, options)
+            inner: list[list[Inner]] = []
+            table, skipped = decode(records, options, inner)
             info = self.points[records.point]
             info.decoded += len(table)
             info.skipped.update(skipped)
-            yield Batch(records.point, table)
+            yield Batch(records.point, table, inner=tuple(map(Inner.concatenate, inner)))
 
     def records(self) -> Iterator[Records]:
         """Give the packets as raw records, valid until the next ones; `batches` decodes these.

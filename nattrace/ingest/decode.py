@@ -1,7 +1,8 @@
 """From raw records to a packet table, without a Python step per packet.
 
-It reads link, IP and upper-layer headers of whole blocks of records with numpy. It never touches files, never
-enters tunnels, never reassembles and never raises for what a record holds: what is no row is a count.
+It reads link, IP and upper-layer headers of whole blocks of records with numpy, and of the packets that these
+carry in tunnels (`tunnels` finds them). It never touches files, never reassembles and never raises for what a
+record holds: what is no row is a count.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import numpy as np
 from nattrace.ingest.ip import read_ip
 from nattrace.ingest.l4 import legible_rows, read_l4
 from nattrace.ingest.link import find_ip
+from nattrace.ingest.source import Inner
+from nattrace.ingest.tunnels import TUNNEL_DEPTH_LIMIT, carried_packets
 from nattrace.table import COLUMNS, AddressBook, PacketTable
 
 if TYPE_CHECKING:
@@ -29,7 +32,9 @@ BLOCK_RECORDS: Final = 16384
 ALL_BYTES: Final = 65535
 
 
-def decode(records: Records, options: ReadOptions) -> tuple[PacketTable, Counter[str]]:
+def decode(
+    records: Records, options: ReadOptions, inner: list[list[Inner]] | None = None
+) -> tuple[PacketTable, Counter[str]]:
     """Return the rows of all records that carry IP, in record order, and why each other record is no row.
 
     Rows plus counts equal the records. Reasons: ``truncated`` (cut off before ports or id), ``bad-ip-header``,
@@ -50,6 +55,9 @@ def decode(records: Records, options: ReadOptions) -> tuple[PacketTable, Counter
     sum), ICMP errors (NAT rewrites the quote) and IPv6 routing headers (the sum is over another destination).
 
     ``payload_length`` takes a TCP header whose data offset was cut off as 20 bytes.
+
+    Packets that packets carry are added to `inner`, when it is given: a list by depth, from 1, of their parts
+    in record order.
     """
     skipped: Counter[str] = Counter()
     total = records.offset.size
@@ -59,8 +67,10 @@ def decode(records: Records, options: ReadOptions) -> tuple[PacketTable, Counter
         frames = find_ip(records, slice(start, min(start + BLOCK_RECORDS, total)), skipped)
         rows = read_ip(records.buffer, frames, options.book, skipped)
         block = _part(table, filled, filled + rows.at.size)
-        _, block = _fill(records, rows, options, block, skipped)
+        rows, block = _fill(records, rows, options, block, skipped)
         filled += len(block)
+        if inner is not None:
+            _add_carried(records, rows, block, options, inner)
     return _part(table, 0, filled), skipped
 
 
@@ -74,6 +84,23 @@ def decode_ip(records: Records, frames: Frames, options: ReadOptions) -> tuple[P
     rows = read_ip(records.buffer, frames, options.book, nothing)
     rows, table = _fill(records, rows, options, _uninitialised(rows.at.size), nothing)
     return table, rows
+
+
+def _add_carried(
+    records: Records, rows: Datagrams, table: PacketTable, options: ReadOptions, inner: list[list[Inner]]
+) -> None:
+    """Decode the packets that the given ones carry, those that these carry, and so on."""
+    for depth in range(TUNNEL_DEPTH_LIMIT):
+        carried = carried_packets(records.buffer, rows, table.sport, table.dport)
+        if carried is None:
+            return
+        table, rows = decode_ip(records, carried.frames, options)
+        if not len(table):
+            return
+        wrap = carried.wrap[np.isin(carried.frames.at, rows.at)]
+        if depth == len(inner):
+            inner.append([])
+        inner[depth].append(Inner(table, wrap))
 
 
 def _fill(
@@ -94,7 +121,8 @@ def comparable_bytes(records: Records) -> int:
     """Return the fewest IP bytes, from the IP header on, that any cut-off record holds; 65535 if none is cut.
 
     A record is cut off when it is shorter than the wire had it and holds less than its IP length; records that
-    are no row for `decode` do not count.
+    are no row for `decode` do not count. A tunnel leaves fewer bytes of the packet that it carries, and these
+    count as well.
     """
     fewest = ALL_BYTES
     cut = records.captured_length < records.wire_length
@@ -105,10 +133,31 @@ def comparable_bytes(records: Records) -> int:
         frames = find_ip(records, block, Counter())
         frames = frames.take(cut[frames.record])
         rows = read_ip(records.buffer, frames, AddressBook(), Counter())
-        rows, _ = legible_rows(rows, Counter())
-        held = rows.available[rows.available < rows.ip_length]
-        fewest = min(fewest, int(held.min(initial=ALL_BYTES)))
+        for _ in range(TUNNEL_DEPTH_LIMIT + 1):
+            rows, _ = legible_rows(rows, Counter())
+            held = rows.available[rows.available < rows.ip_length]
+            fewest = min(fewest, int(held.min(initial=ALL_BYTES)))
+            carried = carried_packets(records.buffer, rows)
+            if carried is None:
+                break
+            rows = read_ip(records.buffer, carried.frames, AddressBook(), Counter())
     return fewest
+
+
+def tunnel_header_bytes(records: Records) -> int:
+    """Return how far into its record the IP header of a carried packet begins at most; 0 if none is carried."""
+    furthest = 0
+    for start in range(0, records.offset.size, BLOCK_RECORDS):
+        block = slice(start, min(start + BLOCK_RECORDS, records.offset.size))
+        rows = read_ip(records.buffer, find_ip(records, block, Counter()), AddressBook(), Counter())
+        for _ in range(TUNNEL_DEPTH_LIMIT):
+            rows, _ = legible_rows(rows, Counter())
+            carried = carried_packets(records.buffer, rows)
+            if carried is None:
+                break
+            furthest = max(furthest, int(carried.offset(records.offset).max(initial=0)))
+            rows = read_ip(records.buffer, carried.frames, AddressBook(), Counter())
+    return furthest
 
 
 def _part(table: PacketTable, start: int, stop: int) -> PacketTable:

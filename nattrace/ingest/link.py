@@ -68,6 +68,8 @@ _LENGTH_MAX = 0x05DC
 _STEP_PPP, _STEP_LLC, _STEP_IP, _STEP_PPP_HDLC = 0x10000, 0x10001, 0x10002, 0x10003
 #: The end of the way: no IP in the frame, or none in its LLC header.
 _STEP_NONE, _STEP_LLC_OTHER = 0x10004, 0x10005
+#: What a tunnel may carry beside what an EtherType names; see `find_ip_after`.
+PPP_FRAME, IP_PACKET, ETHERNET_FRAME = _STEP_PPP, _STEP_IP, 0x10006
 _FINAL = (_ETHERTYPE_IPV4, _ETHERTYPE_IPV6, _STEP_IP)
 
 _REASON_OF_ETHERTYPE: Final = {
@@ -134,6 +136,30 @@ def find_ip(records: Records, block: slice, skipped: Counter[str]) -> Frames:
     return frames.take(keep)
 
 
+def find_ip_after(
+    buffer: NDArray[np.uint8],
+    inside: NDArray[np.int64],
+    at: NDArray[np.int64],
+    have: NDArray[np.int64],
+    wire: NDArray[np.int64],
+) -> Frames:
+    """Return where IP begins behind other headers than a record's own; `record` are indices into the arguments.
+
+    `inside` says what stands at each position: an EtherType, ETHERNET_FRAME, PPP_FRAME or IP_PACKET. `have`
+    are captured bytes from there on, >= 0, `wire` those on the wire. What holds no IP is left out.
+    """
+    position, step = np.zeros(at.size, np.int64), inside.copy()
+    frame = np.flatnonzero(inside == ETHERNET_FRAME)
+    cut = np.zeros(at.size, np.bool_)
+    cut[frame] = have[frame] < 14
+    step[frame] = _ethertype(gather_bytes(buffer, at[frame], 14), 12)
+    position[frame] = 14
+    _pass_headers(buffer, at, have, position, step, cut)
+    rows = np.flatnonzero(np.isin(step, _FINAL) & ~cut)
+    passed = position[rows]
+    return Frames(rows, at[rows] + passed, have[rows] - passed, wire[rows] - passed)
+
+
 def _uniform_header(
     buffer: NDArray[np.uint8], link_type: int, offset: NDArray[np.int64], captured: NDArray[np.int64]
 ) -> int:
@@ -172,6 +198,19 @@ def _walk(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
     """Follow link headers of any make; return position in the record, last step, and "cut off", shape (n,)."""
     position, step, cut = _first_header(buffer, link_type, offset, captured)
+    _pass_headers(buffer, offset, captured, position, step, cut)
+    return position, step, cut
+
+
+def _pass_headers(
+    buffer: NDArray[np.uint8],
+    offset: NDArray[np.int64],
+    captured: NDArray[np.int64],
+    position: NDArray[np.int64],
+    step: NDArray[np.int64],
+    cut: NDArray[np.bool_],
+) -> None:
+    """Go on from `position` and `step` as far as it goes; change them, and `cut`, in place."""
     for _ in range(LINK_DEPTH_LIMIT):
         moved = False
         for kinds, need, advance in _STEPS:
@@ -192,7 +231,6 @@ def _walk(
     # A two-byte PPP protocol or an LLC/SNAP header may end beyond the capture; IP then has not begun.
     cut |= position > captured
     np.minimum(position, captured, out=position)
-    return position, step, cut
 
 
 def _first_header(

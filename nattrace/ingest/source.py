@@ -6,13 +6,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
+import numpy as np
+
 from nattrace.table import AddressBook, PacketTable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from nattrace.model import Comment
@@ -85,6 +86,22 @@ PADDING = 256
 
 
 @dataclass(frozen=True, slots=True)
+class Inner:
+    """Packets that other packets carry in tunnels, one row each."""
+
+    table: PacketTable  #: frame, time and lengths are those of the carrier
+    wrap: NDArray[np.uint64]  #: what carries each of them, see `nattrace.encapsulation`
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Inner]) -> Inner:
+        """Return the rows of all parts, at least one, in order."""
+        return cls(
+            PacketTable.concatenate([part.table for part in parts]),
+            np.concatenate([part.wrap for part in parts]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Decoded rows of one point, in file order; a capture yields batches of its points in turn."""
 
@@ -92,8 +109,8 @@ class Batch:
     table: PacketTable
     #: packets that ICMP errors of `table` quote, one row each, with the frame number of the error
     quotes: PacketTable | None = None
-    #: packets that packets of `table` carry in tunnels, with the frame number of the carrier; by depth, from 1
-    inner: tuple[PacketTable, ...] = ()
+    #: packets that packets of `table` carry in tunnels, in file order; by depth, from 1
+    inner: tuple[Inner, ...] = ()
 
 
 class Capture(Protocol):

@@ -24,7 +24,7 @@ import numpy as np
 
 from nattrace.errors import InputError, MissingToolError
 from nattrace.ingest.decode import ALL_BYTES, comparable_bytes, decode
-from nattrace.ingest.source import PADDING, Batch, PointInfo, Records
+from nattrace.ingest.source import PADDING, Batch, Inner, PointInfo, Records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -142,7 +142,8 @@ class TsharkCapture:
         if not found:
             return
         records = self._records(index, found)
-        table, skipped = decode(records, options)
+        inner: list[list[Inner]] = []
+        table, skipped = decode(records, options, inner)
         info.skipped.update(skipped)
         info.decoded += len(table)
         # lengths count the link header again, as for any other capture
@@ -151,7 +152,7 @@ class TsharkCapture:
         table.captured_length = table.captured_length + start
         table.wire_length = table.wire_length + start
         if len(table):
-            yield Batch(index, table)
+            yield Batch(index, table, inner=tuple(map(Inner.concatenate, inner)))
 
     @staticmethod
     def _records(index: int, pieces: list[_Piece]) -> Records:
