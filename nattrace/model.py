@@ -151,6 +151,8 @@ class Flow:
     last: int
     endpoint_initiator: Endpoint | None = None
     endpoint_responder: Endpoint | None = None
+    #: what wraps its packets at each point of the path, None where nothing does; None when nothing does anywhere
+    encapsulation: tuple[str | None, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +206,7 @@ class Sighting:
     ack: int | None = None
     flags: str | None = None  #: TCP flags as tcpdump prints them: S, S., ., P., F., R
     length: int | None = None  #: payload bytes
+    encapsulation: str | None = None  #: what it is wrapped in: ``vxlan 42``, ``gre``
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ def analyze(
     homes = [number for number, each in enumerate(layers) if each.home == number]
     home_names = dict(zip(homes, unique_names([infos[n] for n in homes]), strict=True))
     names = [home_names[each.home] for each in layers]
-    found = assemble(matcher, infos, options.book)
+    found = assemble(matcher, layers, options.book)
 
     points = tuple(_point(infos[n], home_names[n], min(names)) for n in homes)
     order = sorted(range(len(points)), key=lambda n: points[n].name)
@@ -107,6 +107,7 @@ def analyze(
             edges=found.edges,
             reasons=found.reasons,
             flow_rows=found.flow_rows,
+            merged_flow=found.merged_flow,
         ),
     )
 

@@ -69,6 +69,7 @@ class FlowSequence(Sequence[Flow]):
         hop_start = c.hop_start[start : stop + 1].tolist()
         steps = c.steps[hop_start[0] : hop_start[-1]]
         translations, crossings, to_points = self._hops(steps)
+        wraps = c.encapsulations
         found: list[Flow] = []
         base = hop_start[0]
         i = c.initiator
@@ -111,6 +112,7 @@ class FlowSequence(Sequence[Flow]):
                     tuple([c for pair in crossings[h0:h1] for c in pair]),
                     first,
                     last,
+                    encapsulation=wraps.along(number - 1, steps[h0:h1].tolist()) if wraps else None,
                 )
             )
         return found

@@ -178,6 +178,8 @@ class Rewrites:
     reasons: dict[int, NDArray[np.uint8]]
     #: point to the conversation row of each partial flow
     flow_rows: dict[int, NDArray[np.int64]]
+    #: point to the merged flow of each partial flow
+    merged_flow: dict[int, NDArray[np.int64]]
 
     def __iter__(self) -> Iterator[Rewrite]:
         """Give the rewritten packets."""
@@ -236,8 +238,15 @@ class Rewrites:
             time_ns = np.where(reverse, block.b["time_ns"][wanted], block.a["time_ns"][wanted])
             h = c.division.piece(h, reply, time_ns, np.zeros(h.size, np.bool_))
         i, j = block.pair
-        seen_a = self._sightings(block.a, wanted, i)
-        seen_b = self._sightings(block.b, wanted, j)
+        wraps_a = wraps_b = None
+        if c.encapsulations is not None:
+            backward = block.backward[wanted]
+            flow_a = np.where(reverse, c.hops.to_flow[h], c.hops.from_flow[h])
+            flow_b = np.where(reverse, c.hops.from_flow[h], c.hops.to_flow[h])
+            wraps_a = c.encapsulations.of_packets(i, flow_a, backward)
+            wraps_b = c.encapsulations.of_packets(j, flow_b, backward ^ swap)
+        seen_a = self._sightings(block.a, wanted, i, wraps_a)
+        seen_b = self._sightings(block.b, wanted, j, wraps_b)
         flows = (c.flow_of_hop[h] + 1).tolist()
         kinds = c.changed[h].tolist()
         flags = block.flags[wanted].tolist()
@@ -272,9 +281,13 @@ class Rewrites:
         reason = self.reasons[point][block.link]
         rows = np.flatnonzero(reason)
         seen = told.setdefault(point, set())
-        sightings = self._sightings(block.a, rows, point)
         assert block.flow is not None
         c = self.conversations
+        wraps = None
+        if c.encapsulations is not None:
+            merged = self.merged_flow[point][block.flow[rows]]
+            wraps = c.encapsulations.of_packets(point, merged, block.backward[rows])
+        sightings = self._sightings(block.a, rows, point, wraps)
         flow = self.flow_rows[point][block.flow[rows]]
         known = np.maximum(flow, 0)
         starts = (flow >= 0) & (c.point[known] == point)
@@ -302,7 +315,11 @@ class Rewrites:
             )
 
     def _sightings(
-        self, columns: dict[str, NDArray[Any]], rows: NDArray[np.int64], point: int
+        self,
+        columns: dict[str, NDArray[Any]],
+        rows: NDArray[np.int64],
+        point: int,
+        wraps: list[str | None] | None,
     ) -> list[Sighting]:
         taken = {name: column[rows] for name, column in columns.items()}
         table = PacketTable.empty(rows.size)
@@ -313,10 +330,11 @@ class Rewrites:
         name, dated, book = self.names[point], self.dated[point], self.book
         text = lru_cache(maxsize=65536)(book.text)
         found: list[Sighting] = []
-        values = zip(*(taken[n].tolist() for n in _KEPT), query, ported, strict=True)
+        wrapped = [None] * rows.size if wraps is None else wraps
+        values = zip(*(taken[n].tolist() for n in _KEPT), query, ported, wrapped, strict=True)
         for (
             frame, time, version, src, dst, protocol, ttl, ip_id, sport, dport,
-            kind, code, seq, ack, flags, length, visible, is_query, has_port,
+            kind, code, seq, ack, flags, length, visible, is_query, has_port, wrap,
         ) in values:  # fmt: skip
             tcp = protocol == TCP
             icmp = protocol in (ICMP, ICMPV6)
@@ -339,6 +357,7 @@ class Rewrites:
                     ack=ack if tcp and visible >= 12 else None,
                     flags=tcp_flags(flags) if tcp and visible >= 14 else None,
                     length=length,
+                    encapsulation=wrap,
                 )
             )
         return found

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nattrace.encapsulation import common
 from nattrace.table import ECHO_REPLY, ECHO_REPLY_V6, ECHO_REQUEST, ECHO_REQUEST_V6, ICMP, ICMPV6
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Flows:
     last_ns: NDArray[np.int64]
     first_backward: NDArray[np.bool_]  #: the first packet went from high to low
     hint: NDArray[np.uint8]  #: LOW_OPENED, HIGH_OPENED, both (contradiction) or 0
+    wrap_forward: NDArray[np.uint64]  #: what the forward packets are wrapped in, see `nattrace.encapsulation`
+    wrap_backward: NDArray[np.uint64]
 
     def __len__(self) -> int:
         """Conversations."""
@@ -94,11 +97,15 @@ def members(order: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.i
 
 
 def group_flows(
-    table: PacketTable, hashes: NDArray[np.uint64], backward: NDArray[np.bool_]
+    table: PacketTable,
+    hashes: NDArray[np.uint64],
+    backward: NDArray[np.bool_],
+    wrap: NDArray[np.uint64] | None = None,
 ) -> tuple[Flows, NDArray[np.int64]]:
     """Group the rows of a table into conversations.
 
-    Returns the flows and, for each row, the index of its flow. `hashes` and `backward` are from `flow_hash`.
+    Returns the flows and, for each row, the index of its flow. `hashes` and `backward` are from `flow_hash`;
+    `wrap` says what each row is wrapped in, None for nothing.
     """
     order, starts = sorted_groups(hashes)
     member = members(order, starts)
@@ -121,6 +128,12 @@ def group_flows(
     telling, opened = _openers(table, backward)
     np.bitwise_or.at(hint, member[telling], opened)
     protocol = table.protocol[leader]
+    if wrap is None:
+        wrap_forward = wrap_backward = unwrapped(starts.size)
+    else:
+        zero = np.uint64(0)
+        wrap_forward = common(np.where(backward, zero, wrap)[order], starts)
+        wrap_backward = common(np.where(backward, wrap, zero)[order], starts)
     return (
         Flows(
             hash=hashes[leader],
@@ -136,6 +149,8 @@ def group_flows(
             last_ns=last,
             first_backward=turned,
             hint=hint,
+            wrap_forward=wrap_forward,
+            wrap_backward=wrap_backward,
         ),
         member,
     )
@@ -203,8 +218,23 @@ def merge_flows(parts: Sequence[Flows]) -> tuple[Flows, NDArray[np.int64]]:
         last_ns=np.maximum.reduceat(column("last_ns")[order], starts),
         first_backward=column("first_backward")[opener],
         hint=np.bitwise_or.reduceat(column("hint")[order], starts),
+        wrap_forward=_common([part.wrap_forward for part in parts], order, starts),
+        wrap_backward=_common([part.wrap_backward for part in parts], order, starts),
     )
     return merged, member
+
+
+def unwrapped(flows: int) -> NDArray[np.uint64]:
+    """Return zeros that take no memory: what flows are wrapped in that stand in no tunnel, as nearly all do."""
+    return np.broadcast_to(np.uint64(0), (flows,))
+
+
+def _common(
+    wraps: Sequence[NDArray[np.uint64]], order: NDArray[np.int64], starts: NDArray[np.int64]
+) -> NDArray[np.uint64]:
+    if all(wrap.strides == (0,) for wrap in wraps):
+        return unwrapped(starts.size)
+    return common(np.concatenate(wraps)[order], starts)
 
 
 def group_flows_empty() -> Flows:
@@ -213,6 +243,6 @@ def group_flows_empty() -> Flows:
         "hash": np.uint64, "version": np.uint8, "protocol": np.uint8, "low_address": np.uint32,
         "low_port": np.uint16, "high_address": np.uint32, "high_port": np.uint16, "forward": np.int64,
         "backward": np.int64, "first_ns": np.int64, "last_ns": np.int64, "first_backward": np.bool_,
-        "hint": np.uint8,
+        "hint": np.uint8, "wrap_forward": np.uint64, "wrap_backward": np.uint64,
     }  # fmt: skip
     return Flows(**{name: np.empty(0, kind) for name, kind in kinds.items()})

@@ -11,11 +11,15 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
+import numpy as np
+
 from nattrace.match.prepare import FIRST_LAYER, Layer, Preparation
 from nattrace.match.workers import Worker, worthwhile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
 
     from nattrace.ingest.source import Capture, PointInfo, ReadOptions
     from nattrace.match.prepare import Prepared
@@ -31,6 +35,9 @@ class LayerInfo:
     layer: Layer
     #: packets that matching cannot use, by reason; a point's are all at its first layer
     set_aside: Counter[str]
+    carrier: NDArray[np.int64] | None = (
+        None  #: of a layer in tunnels, by packet number; see `prepare.carriers`
+    )
 
 
 @dataclass(slots=True)
@@ -40,7 +47,9 @@ class _Reading:
     source: Preparation | Worker
     chunks: Iterator[Prepared]
     numbers: dict[tuple[int, Layer], int] = field(default_factory=dict)  #: its layers' numbers among all
-    newest_ns: int = -(2**62)
+    newest_ns: int = -(2**62)  #: all packets up to then have been given to the matcher
+    reached_ns: int = -(2**62)  #: as far as some layer has come
+    carriers: dict[int, list[NDArray[np.int64]]] = field(default_factory=dict)  #: by layer number
 
 
 class Intake:
@@ -86,8 +95,13 @@ class Intake:
             if chunk is None:
                 active.remove(reading)
                 continue
-            reading.newest_ns = max(reading.newest_ns, int(chunk.rows.table.time_ns.max()))
-            matcher.add(self._number(reading, chunk.point, chunk.layer, matcher), chunk.rows, chunk.flows)
+            reading.reached_ns = max(reading.reached_ns, int(chunk.rows.table.time_ns.max()))
+            if chunk.last:
+                reading.newest_ns = reading.reached_ns
+            number = self._number(reading, chunk.point, chunk.layer, matcher)
+            if chunk.carrier is not None:
+                reading.carriers.setdefault(number, []).append(chunk.carrier)
+            matcher.add(number, chunk.rows, chunk.flows)
             if progress is not None:
                 progress(chunk.size_bytes)
             if matcher.full():
@@ -104,8 +118,9 @@ class Intake:
                 home=reading.numbers[local, FIRST_LAYER],
                 layer=layer,
                 set_aside=outcomes[id(reading)].set_aside[local] if layer == FIRST_LAYER else Counter(),
+                carrier=np.concatenate(reading.carriers[number]) if number in reading.carriers else None,
             )
-            for reading, local, layer in self._layers
+            for number, (reading, local, layer) in enumerate(self._layers)
         ]
 
     def _number(self, reading: _Reading, local: int, layer: Layer, matcher: Matcher) -> int:

@@ -21,6 +21,8 @@ from nattrace.table import ICMP, ICMPV6, PacketTable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from numpy.typing import NDArray
+
     from nattrace.ingest.source import Capture, PointInfo, ReadOptions
     from nattrace.match.flows import Flows
 
@@ -54,6 +56,8 @@ class Prepared:
     flows: Flows
     size_bytes: int  #: how much of the file this was
     layer: Layer = FIRST_LAYER
+    carrier: NDArray[np.int64] | None = None  #: of packets in tunnels: their carriers, see `carriers`
+    last: bool = True  #: False: more packets of the same time follow
 
 
 @dataclass(slots=True)
@@ -64,6 +68,17 @@ class Outcome:
     set_aside: list[Counter[str]]  #: decoded packets that matching cannot use, by reason
 
 
+#: A carrier is named by its turn and its running number in that layer.
+_TURN_SHIFT = 48
+_NO_CARRIER = -1
+
+
+def carriers(codes: NDArray[np.int64], turn: int) -> NDArray[np.int64]:
+    """Return the running numbers of those carriers that the layer without tunnel of that turn holds."""
+    found: NDArray[np.int64] = codes[codes >> _TURN_SHIFT == turn] & ((1 << _TURN_SHIFT) - 1)
+    return found
+
+
 @dataclass(slots=True)
 class _PointReading:
     first_fragments: FirstFragments = field(default_factory=FirstFragments)
@@ -72,6 +87,15 @@ class _PointReading:
     sightings: Sightings = field(default_factory=Sightings)
     prepared: list[int] = field(default_factory=lambda: [0] * TURNS)  #: packets so far, by turn
     size_bytes: int = 0
+    #: what stands in tunnels, by depth; of these readings, which frames are wrapped in what
+    inner: list[_PointReading] = field(default_factory=list)
+    wraps: list[tuple[NDArray[np.uint32], NDArray[np.uint64]]] = field(default_factory=list)
+
+    def wrap_of(self, frame: NDArray[np.uint32]) -> NDArray[np.uint64]:
+        """Return what the packets of the given frames are wrapped in."""
+        frames, wraps = (np.concatenate(parts) for parts in zip(*self.wraps, strict=True))
+        found: NDArray[np.uint64] = wraps[np.searchsorted(frames, frame)]
+        return found
 
 
 class Preparation:
@@ -95,6 +119,12 @@ class Preparation:
             if len(table):
                 reading.tables.append(table)
                 waiting += len(table)
+            for depth, inner in enumerate(batch.inner):
+                if depth == len(reading.inner):
+                    reading.inner.append(_PointReading())
+                inside = reading.inner[depth]
+                inside.wraps.append((inner.table.frame, inner.wrap))
+                inside.tables.append(_usable(inner.table, inside))
             if waiting >= CHUNK_PACKETS:
                 yield from self._flush()
                 waiting = 0
@@ -107,30 +137,68 @@ class Preparation:
         return Outcome(self._capture.points, aside)
 
     def _flush(self) -> Iterator[Prepared]:
-        for point, reading in enumerate(self._points):
-            if not reading.tables:
-                continue
-            table = PacketTable.concatenate(reading.tables)
-            size_bytes = reading.size_bytes
-            reading.tables, reading.size_bytes = [], 0
-            rows, flows = self._rows(table, reading.prepared[0])
-            turns = reading.sightings.turns(rows, self._options.book)
-            if turns is None:
-                reading.prepared[0] += len(rows)
-                yield Prepared(point, rows, flows, size_bytes)
-                continue
-            if count := int((turns == DUPLICATE).sum()):
-                reading.set_aside["duplicate"] += count
-            for turn in range(TURNS):
-                of_turn = table.take(np.flatnonzero(turns == turn))
-                if len(of_turn):
-                    rows, flows = self._rows(of_turn, reading.prepared[turn])
-                    reading.prepared[turn] += len(rows)
-                    yield Prepared(point, rows, flows, size_bytes, Layer(turn=turn))
-                    size_bytes = 0
+        parts = [
+            part for point, reading in enumerate(self._points) for part in self._parts_of(point, reading)
+        ]
+        for part in parts:
+            part.last = part is parts[-1]
+            yield part
 
-    def _rows(self, table: PacketTable, first_number: int) -> tuple[Rows, Flows]:
-        return Rows.prepare(table, first_number, printed=not self._options.comparable_content)
+    def _parts_of(self, point: int, reading: _PointReading) -> Iterator[Prepared]:
+        """Give what waits of one point, the packets on the wire first, then those in tunnels."""
+        size_bytes, reading.size_bytes = reading.size_bytes, 0
+        places: list[tuple[NDArray[np.uint32], NDArray[np.int64]]] = []
+        for rows, flows, turn in self._by_turn(reading):
+            yield Prepared(point, rows, flows, size_bytes, Layer(turn=turn))
+            size_bytes = 0
+            if reading.inner:
+                places.append((rows.table.frame, rows.number + (turn << _TURN_SHIFT)))
+        for depth, inner in enumerate(reading.inner, 1):
+            for rows, flows, turn in self._by_turn(inner):
+                carrier = _carriers(rows.table.frame, places)
+                yield Prepared(point, rows, flows, size_bytes, Layer(depth, turn), carrier)
+                size_bytes = 0
+            inner.wraps = []
+
+    def _by_turn(self, reading: _PointReading) -> Iterator[tuple[Rows, Flows, int]]:
+        """Give what waits of one reading, each turn apart."""
+        table = PacketTable.concatenate(reading.tables)
+        reading.tables = []
+        if not len(table):
+            return
+        rows, flows = self._rows(table, reading, 0)
+        turns = reading.sightings.turns(rows, self._options.book)
+        if turns is None:
+            reading.prepared[0] += len(rows)
+            yield rows, flows, 0
+            return
+        if count := int((turns == DUPLICATE).sum()):
+            reading.set_aside["duplicate"] += count
+        for turn in range(TURNS):
+            of_turn = table.take(np.flatnonzero(turns == turn))
+            if len(of_turn):
+                rows, flows = self._rows(of_turn, reading, turn)
+                reading.prepared[turn] += len(rows)
+                yield rows, flows, turn
+
+    def _rows(self, table: PacketTable, reading: _PointReading, turn: int) -> tuple[Rows, Flows]:
+        return Rows.prepare(
+            table,
+            reading.prepared[turn],
+            printed=not self._options.comparable_content,
+            wrap=reading.wrap_of(table.frame) if reading.wraps else None,
+        )
+
+
+def _carriers(
+    frame: NDArray[np.uint32], places: list[tuple[NDArray[np.uint32], NDArray[np.int64]]]
+) -> NDArray[np.int64]:
+    """Return which packets carry those of the given frames; _NO_CARRIER where matching has set it aside."""
+    code = np.full(frame.size, _NO_CARRIER, np.int64)
+    for frames, codes in places:
+        spot = np.minimum(np.searchsorted(frames, frame), frames.size - 1)
+        code = np.where(frames[spot] == frame, codes[spot], code)
+    return code
 
 
 def _usable(table: PacketTable, reading: _PointReading) -> PacketTable:

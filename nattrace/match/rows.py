@@ -37,14 +37,21 @@ class Rows:
         return len(self.table)
 
     @classmethod
-    def prepare(cls, table: PacketTable, first_number: int, *, printed: bool = False) -> tuple[Rows, Flows]:
+    def prepare(
+        cls,
+        table: PacketTable,
+        first_number: int,
+        *,
+        printed: bool = False,
+        wrap: NDArray[np.uint64] | None = None,
+    ) -> tuple[Rows, Flows]:
         """Compute keys for freshly decoded packets and group them into flows, which `flow` indexes.
 
-        `printed` when some point of the analysis has only printed fields.
+        `printed` when some point of the analysis has only printed fields; `wrap` what each packet is wrapped in.
         """
         content, exact = packet_keys(table, residuals=not printed)
         key, backward = flow_hash(table)
-        flows, member = group_flows(table, key, backward)
+        flows, member = group_flows(table, key, backward, wrap)
         number = np.arange(first_number, first_number + len(table))
         return cls(table, content, exact, backward, number, member, np.zeros(len(table), np.bool_)), flows
 

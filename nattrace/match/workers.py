@@ -20,7 +20,7 @@ import numpy as np
 
 from nattrace.errors import NattraceError
 from nattrace.forking import may_fork
-from nattrace.match.flows import Flows
+from nattrace.match.flows import Flows, unwrapped
 from nattrace.match.prepare import Layer, Outcome, Preparation, Prepared
 from nattrace.match.rows import Rows
 from nattrace.table import COLUMNS, PacketTable
@@ -78,10 +78,11 @@ class Worker:
             if kind == "end":
                 self._outcome = cast("Outcome", payload)
                 return
-            slot, layout, point, layer, size_bytes, addresses = payload
+            slot, layout, point, layer, size_bytes, last, addresses = payload
             if addresses:
                 handles = np.concatenate([handles, self._options.book.extend(addresses)])
             prepared = _assemble(point, layer, size_bytes, _read(self._slots[slot], layout))
+            prepared.last = last
             _translate(prepared, handles)
             yield prepared
             del prepared  # the slot is free again: whoever took the chunk has copied it
@@ -119,7 +120,7 @@ def _work(capture: Capture, options: ReadOptions, connection: socket.socket, slo
             layout = _write(slots[slot], _columns(prepared))
             new = options.book.addresses(known)
             known += len(new)
-            message = (slot, layout, prepared.point, prepared.layer, prepared.size_bytes, new)
+            message = (slot, layout, prepared.point, prepared.layer, prepared.size_bytes, prepared.last, new)
             _send(connection, ("chunk", message))
         _send(connection, ("end", preparation.outcome()))
     except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
@@ -160,10 +161,16 @@ _Layout = list[tuple[str, str, int, int]]  #: column, dtype, offset, rows
 def _columns(prepared: Prepared) -> dict[str, NDArray[Any]]:
     columns = {f"table.{name}": getattr(prepared.rows.table, name) for name in COLUMNS}
     columns |= {f"rows.{name}": getattr(prepared.rows, name) for name in _ROW_COLUMNS}
-    columns |= {f"flows.{f.name}": getattr(prepared.flows, f.name) for f in fields(Flows)}
+    columns |= {f"flows.{name}": getattr(prepared.flows, name) for name in _FLOW_COLUMNS}
+    if prepared.carrier is not None:
+        columns |= {f"flows.{name}": getattr(prepared.flows, name) for name in _WRAP_COLUMNS}
+        columns["carrier"] = prepared.carrier
     return columns
 
 
+#: What flows are wrapped in is sent only of packets in tunnels.
+_WRAP_COLUMNS = ("wrap_forward", "wrap_backward")
+_FLOW_COLUMNS = tuple(f.name for f in fields(Flows) if f.name not in _WRAP_COLUMNS)
 _ROW_COLUMNS = tuple(f.name for f in fields(Rows) if f.name not in ("table", "said"))
 
 
@@ -191,8 +198,10 @@ def _assemble(point: int, layer: Layer, size_bytes: int, columns: dict[str, NDAr
         return {k.removeprefix(prefix): v for k, v in columns.items() if k.startswith(prefix)}
 
     rows = Rows(PacketTable(**part("table.")), **part("rows."))
-    flows = Flows(**{name: column.copy() for name, column in part("flows.").items()})
-    return Prepared(point, rows, flows, size_bytes, layer)
+    wraps = dict.fromkeys(_WRAP_COLUMNS, unwrapped(columns["flows.hash"].size))
+    flows = Flows(**wraps | {name: column.copy() for name, column in part("flows.").items()})
+    carrier = columns["carrier"].copy() if "carrier" in columns else None
+    return Prepared(point, rows, flows, size_bytes, layer, carrier)
 
 
 def _translate(prepared: Prepared, handles: NDArray[np.uint32]) -> None:

@@ -10,7 +10,9 @@ import numpy as np
 
 from nattrace.match.edges import merge_edges
 from nattrace.match.outcome import Unmatched
+from nattrace.match.prepare import carriers
 from nattrace.nat.conversations import Conversations, build
+from nattrace.nat.encapsulations import name_encapsulations
 from nattrace.nat.hops import ONE_SIDED, REASON_NAMES, Coverage, PairEvidence
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from nattrace.ingest.source import PointInfo
     from nattrace.match.flows import Flows
+    from nattrace.match.intake import LayerInfo
     from nattrace.match.pair import PairState
     from nattrace.match.windows import Matcher
     from nattrace.table import AddressBook
@@ -33,15 +36,19 @@ class Assembly:
     edges: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]]  #: see `Rewrites.edges`
     reasons: dict[int, NDArray[np.uint8]]  #: reason code of every packet number, 0 for matched
     flow_rows: dict[int, NDArray[np.int64]]  #: conversation row of every partial flow
+    merged_flow: dict[int, NDArray[np.int64]]  #: merged flow of every partial flow
     matched: list[int]
     unmatched: list[Counter[str]]
 
 
-def assemble(matcher: Matcher, infos: Sequence[PointInfo], book: AddressBook) -> Assembly:
-    """Merge all partial results of a matcher that has finished; `infos` has the point of every layer."""
+def assemble(matcher: Matcher, layers: Sequence[LayerInfo], book: AddressBook) -> Assembly:
+    """Merge all partial results of a matcher that has finished; `layers` says whose packets its points are.
+
+    Packets in tunnels count as their carriers: a carrier is matched when what it carries is.
+    """
     merged = [state.merged_flows() for state in matcher.points]
     flows = [flow for flow, _ in merged]
-    coverage = _coverage(flows, infos)
+    coverage = _coverage(flows, layers)
     pairs: dict[tuple[int, int], PairEvidence] = {}
     partial: dict[tuple[int, int], NDArray[np.int64]] = {}
     for (i, j), state in matcher.pairs.items():
@@ -51,7 +58,8 @@ def assemble(matcher: Matcher, infos: Sequence[PointInfo], book: AddressBook) ->
         for pair in pairs
         for point, other in (pair, pair[::-1])
     }
-    conversations = build(len(infos), flows, pairs, coverage, book, found_at)
+    conversations = build(len(layers), flows, pairs, coverage, book, found_at)
+    conversations.encapsulations = name_encapsulations(conversations, flows)
     edges = {}
     for number, key in enumerate(sorted(pairs)):
         hop_of_edge = np.full(len(pairs[key].edges), -1, np.int64)
@@ -69,6 +77,12 @@ def assemble(matcher: Matcher, infos: Sequence[PointInfo], book: AddressBook) ->
             np.maximum.at(reason, numbers, codes)
         reason[at.matched] = 0
         reasons[point] = reason
+    _count_carried(reasons, layers)
+    for point, reason in reasons.items():
+        if layers[point].carrier is not None:
+            matched.append(0)
+            unmatched.append(Counter())
+            continue
         count = np.bincount(reason, minlength=max(REASON_NAMES) + 1)
         matched.append(int(count[0]))
         unmatched.append(Counter({name: int(count[c]) for c, name in REASON_NAMES.items() if count[c]}))
@@ -76,20 +90,34 @@ def assemble(matcher: Matcher, infos: Sequence[PointInfo], book: AddressBook) ->
         point: _conversation_of(conversations, point, len(flow))[member]
         for point, (flow, member) in enumerate(merged)
     }
-    return Assembly(conversations, edges, reasons, flow_rows, matched, unmatched)
+    merged_flow = {point: member for point, (_, member) in enumerate(merged)}
+    return Assembly(conversations, edges, reasons, flow_rows, merged_flow, matched, unmatched)
 
 
-def _coverage(flows: Sequence[Flows], infos: Sequence[PointInfo]) -> Coverage:
+def _count_carried(reasons: dict[int, NDArray[np.uint8]], layers: Sequence[LayerInfo]) -> None:
+    """Take every packet for matched that carries a matched one."""
+    first = {(each.home, each.layer.turn): n for n, each in enumerate(layers) if not each.layer.depth}
+    for number, each in enumerate(layers):
+        if each.carrier is None:
+            continue
+        found = each.carrier[reasons[number] == 0]
+        for (home, turn), layer in first.items():
+            if home == each.home:
+                reasons[layer][carriers(found, turn)] = 0
+
+
+def _coverage(flows: Sequence[Flows], layers: Sequence[LayerInfo]) -> Coverage:
     """Say when each layer was provably being recorded.
 
-    A file with several layers may have been put together from captures of different lengths, so each layer
-    speaks for the time of its own packets only.
+    A file that shows packets several times may have been put together from captures of different lengths, so
+    each of its layers speaks for the time of its own packets only.
     """
-    shared = Counter(id(info) for info in infos)
+    infos = [each.info for each in layers]
+    turns = {id(each.info) for each in layers if each.layer.turn}
     first = [2**62 if p.first_ns is None else p.first_ns for p in infos]
     last = [-(2**62) if p.last_ns is None else p.last_ns for p in infos]
     for number, (info, at) in enumerate(zip(infos, flows, strict=True)):
-        if shared[id(info)] > 1 and len(at):
+        if id(info) in turns and len(at):
             first[number], last[number] = int(at.first_ns.min()), int(at.last_ns.max())
     return Coverage(
         first_ns=np.array(first, np.int64),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from nattrace.match.edges import Edges
     from nattrace.match.flows import Flows
+    from nattrace.nat.encapsulations import Encapsulations
     from nattrace.nat.hops import Coverage, PairEvidence
     from nattrace.nat.lifetimes import Division
     from nattrace.table import AddressBook
@@ -75,6 +76,7 @@ class Conversations:
     counts: HopCounts  #: per hop
     flow_of_hop: NDArray[np.int64]  #: row of the conversation that uses a hop, -1 for none
     division: Division | None  #: which piece of a hop that conversations share a packet belongs to
+    encapsulations: Encapsulations | None = None  #: None where no point shows a packet in a tunnel
 
     def __len__(self) -> int:
         """Conversations."""

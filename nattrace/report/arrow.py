@@ -61,6 +61,7 @@ def _schema(pa: Any) -> Any:
             *((name, number) for name in numbers),
             ("flags", text),
             ("length", number),
+            ("encapsulation", text),
         ]
     )
     candidate = pa.struct([("point", text), ("frame", number)])

@@ -16,6 +16,7 @@ from nattrace.forking import may_fork, texts_of_both
 from nattrace.match.keys import has_ports
 from nattrace.nat.conversations import STATUS_NAMES, changed_fields, nat_kind
 from nattrace.report.escape import json_string
+from nattrace.report.json import encapsulation_json
 from nattrace.table import ICMP, ICMPV6, protocol_name
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def _block(
     ):
         initiators[row] = initiator
     ends = (bounds - bounds[0]).tolist()
+    wraps, wrapped = c.encapsulations, ""
     heads: dict[tuple[int, ...], tuple[str, bool]] = {}
     columns = zip(
         range(start + 1, stop + 1), c.protocol[rows].tolist(), c.status[rows].tolist(), c.point[rows].tolist(),
@@ -114,10 +116,12 @@ def _block(
         else:
             translated = ", ".join([t for t in translations[low:high] if t])
             crossed = ", ".join(crossings[low:high])
+        if wraps is not None:
+            wrapped = encapsulation_json(wraps.along(number - 1, steps[low:high].tolist()))
         yield (
             f'{{"id": {number}, {head}{initiator}, "translations": [{translated}], '
             f'"packets": {{"original": {original}, "reply": {reply}}}, "crossings": [{crossed}], '
-            f'"first": {begin}, "last": {end}, "endpoints": {{"initiator": null, "responder": null}}}}'
+            f'"first": {begin}, "last": {end}, "endpoints": {{"initiator": null, "responder": null}}{wrapped}}}'
         )
 
 

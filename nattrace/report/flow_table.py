@@ -97,7 +97,10 @@ def _who(flow: Flow) -> str:
 
 
 def _whom(flow: Flow) -> str:
-    return f"{human.destination(flow.initiator)}{_container(flow.endpoint_responder)}"
+    # a flow of several points says it in their columns
+    wrap = flow.encapsulation[0] if flow.encapsulation is not None and len(flow.path) == 1 else None
+    wrapped = f" in {terminal(wrap)}" if wrap else ""
+    return f"{human.destination(flow.initiator)}{_container(flow.endpoint_responder)}{wrapped}"
 
 
 def _container(endpoint: Endpoint | None) -> str:
@@ -124,7 +127,8 @@ def _cells(flow: Flow) -> list[str]:
             cells.append(_end(addresses, sides))
         else:
             cells.append("same" if _crossed(flow, hop) else "not seen")
-    return cells
+    wraps = flow.encapsulation or (None,) * len(cells)
+    return [f"{cell} in {terminal(wrap)}" if wrap else cell for cell, wrap in zip(cells, wraps, strict=True)]
 
 
 def _end(addresses: Tuple, sides: set[str]) -> str:

@@ -112,7 +112,7 @@ def point_dict(point: Point) -> dict[str, Any]:
 def flow_dict(flow: Flow, undated: frozenset[str] = frozenset()) -> dict[str, Any]:
     """Return one flow; its instants are null when a point of its path is `undated`."""
     dated = undated.isdisjoint(flow.path)
-    return {
+    found: dict[str, Any] = {
         "id": flow.id,
         "protocol": flow.protocol,
         "status": flow.status,
@@ -128,6 +128,9 @@ def flow_dict(flow: Flow, undated: frozenset[str] = frozenset()) -> dict[str, An
             "responder": _endpoint_dict(flow.endpoint_responder),
         },
     }
+    if flow.encapsulation is not None:
+        found["encapsulation"] = list(flow.encapsulation)
+    return found
 
 
 def tuple_dict(addresses: Tuple) -> dict[str, Any]:
@@ -211,8 +214,14 @@ def flow_json(flow: Flow, undated: frozenset[str] = frozenset()) -> str:
         f'"packets": {{"original": {flow.packets_original}, "reply": {flow.packets_reply}}}, '
         f'"crossings": [{crossings}], "first": {first}, "last": {last}, "endpoints": '
         f'{{"initiator": {"null" if initiator is None else json.dumps(_endpoint_dict(initiator))}, '
-        f'"responder": {"null" if responder is None else json.dumps(_endpoint_dict(responder))}}}}}'
+        f'"responder": {"null" if responder is None else json.dumps(_endpoint_dict(responder))}}}'
+        f"{encapsulation_json(flow.encapsulation)}}}"
     )
+
+
+def encapsulation_json(encapsulation: tuple[str | None, ...] | None) -> str:
+    """Return the member that says what wraps a flow's packets, with its comma; "" where nothing does."""
+    return "" if encapsulation is None else f', "encapsulation": {json.dumps(encapsulation)}'
 
 
 def _tuple_json(addresses: Tuple) -> str:

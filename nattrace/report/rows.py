@@ -49,7 +49,7 @@ CSV_COLUMNS: Final = (
     "flow", "direction", "nat", "changed", "latency_ns", "protocol", "type", "code", "seq", "ack", "flags", "length",
     *(f"before_{name}" for name in _SIGHTING_COLUMNS),
     *(f"after_{name}" for name in _SIGHTING_COLUMNS),
-    "evidence", "reason", "candidates",
+    "evidence", "reason", "candidates", "before_encapsulation", "after_encapsulation",
 )  # fmt: skip
 
 
@@ -95,7 +95,10 @@ def sighting_dict(sighting: Sighting) -> dict[str, Any]:
         value = getattr(sighting, name)
         if value is not None or name in expected:
             found[name] = value
-    return found | {"ttl": sighting.ttl, "ip_id": sighting.ip_id}
+    found |= {"ttl": sighting.ttl, "ip_id": sighting.ip_id}
+    if sighting.encapsulation is not None:
+        found["encapsulation"] = sighting.encapsulation
+    return found
 
 
 def write_jsonl(rows: Iterable[Rewrite | Unmatched], stream: TextIO) -> None:
@@ -144,7 +147,8 @@ def _cells(row: Rewrite | Unmatched) -> list[object]:
         tail = (None, csv_cell(row.reason), csv_cell(candidates))
     shared = (packet.protocol, packet.type, packet.code, packet.seq, packet.ack, packet.flags, packet.length)
     sides = (*_side(packet), *(_side(after) if after is not None else (None,) * len(_SIGHTING_COLUMNS)))
-    return [row.flow, row.direction, nat, changed, latency_ns, *shared, *sides, *tail]
+    wraps = (packet.encapsulation, after.encapsulation if after is not None else None)
+    return [row.flow, row.direction, nat, changed, latency_ns, *shared, *sides, *tail, *wraps]
 
 
 def _side(sighting: Sighting) -> Iterator[object]:
@@ -162,6 +166,7 @@ def _sighting_json(sighting: Sighting) -> str:
     time = "null" if sighting.time is None else f'"{iso_utc(sighting.time)}"'
     ttl = "null" if sighting.ttl is None else sighting.ttl
     ip_id = "null" if sighting.ip_id is None else sighting.ip_id
+    wrapped = "" if sighting.encapsulation is None else f', "encapsulation": "{sighting.encapsulation}"'
     expected = _FIELDS_OF.get(sighting.protocol, frozenset())
     fields = ""
     for name in _FIELDS:
@@ -173,7 +178,7 @@ def _sighting_json(sighting: Sighting) -> str:
     return (
         f'{{"point": {_point_json(sighting.point)}, "frame": {sighting.frame}, "time": {time}, '
         f'"protocol": "{sighting.protocol}", "src": "{sighting.src}", "dst": "{sighting.dst}", '
-        f'{fields}"ttl": {ttl}, "ip_id": {ip_id}}}'
+        f'{fields}"ttl": {ttl}, "ip_id": {ip_id}{wrapped}}}'
     )
 
 

@@ -87,7 +87,9 @@ def _seen(row: Rewrite | Unmatched) -> tuple[str, str]:
 
 def _sighting(packet: Sighting) -> str:
     source = human.endpoint(packet.src, packet.sport, packet.id)
-    return f"{terminal(packet.point)}:{packet.frame} {source} > {human.endpoint(packet.dst, packet.dport)}"
+    wrapped = f" in {terminal(packet.encapsulation)}" if packet.encapsulation else ""
+    target = human.endpoint(packet.dst, packet.dport)
+    return f"{terminal(packet.point)}:{packet.frame} {source} > {target}{wrapped}"
 
 
 def _packet(packet: Sighting) -> str:
