@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import dpkt
 
 from lab.truth import Addressing
+from lab.unwrap import unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -56,13 +57,16 @@ class ExpectedRow:
 
 
 def read(path: Path) -> list[Seen]:
-    """Return the TCP, UDP and ICMP echo packets of an Ethernet pcap; everything else is passed over."""
+    """Return the TCP, UDP and ICMP echo packets of an Ethernet pcap, those in tunnels after their carriers."""
     seen = []
     with path.open("rb") as file:
         for frame, (_, data) in enumerate(dpkt.pcap.Reader(file), 1):
-            packet = _decode(frame, data)
-            if packet is not None:
-                seen.append(packet)
+            layer: bytes | None = data
+            while layer is not None:
+                packet = _decode(frame, layer)
+                if packet is not None:
+                    seen.append(packet)
+                layer = unwrapped(layer)
     return seen
 
 
