@@ -36,13 +36,30 @@ class Tuple:
 
 
 @dataclass(frozen=True, slots=True)
+class ClockStep:
+    """A clock that was set, or began to run at another pace, while it was captured: what holds from then on."""
+
+    at: int  #: the clock's own reading, ns since the epoch, of the first packet known to be behind the step
+    offset_ns: int  #: against the reference, at that reading: no difference to the offset before
+    drift_ppm: float = 0.0  #: counts from that reading
+
+
+@dataclass(frozen=True, slots=True)
 class Clock:
-    """A point's clock against the reference point: reference time = time - offset_ns - drift."""
+    """A point's clock against the reference point: reference time = time - offset_ns - drift.
+
+    `offset_ns` is right when this clock reads `at`, the first packet that both clocks were seen to stamp. The drift
+    counts from there: reference time = time - offset_ns - drift_ppm / 1e6 * (time - at), rounded to ns. From the
+    reading of a step on (in the order of the file), its own offset, drift and reading take their place.
+    """
 
     reference: str
     offset_ns: int = 0
     drift_ppm: float = 0.0
+    #: the true offset is no further away while both points captured; 0: the reference's own clock; None: unknown
     bound_ns: int | None = 0
+    at: int | None = None  #: ns since the epoch; None for the reference's own clock
+    steps: tuple[ClockStep, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Every step is a function from plain data to plain data; this module only puts th
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -13,16 +14,18 @@ import numpy as np
 
 from nattrace import __version__
 from nattrace.errors import UsageError
-from nattrace.ingest import ReadOptions, open_capture, parse_sources, unique_names
+from nattrace.ingest import Bookmark, ReadOptions, open_capture, parse_sources, unique_names
 from nattrace.ingest.capture import FileCapture
 from nattrace.match.intake import Intake
-from nattrace.model import Accounting, Clock, Point
+from nattrace.model import Accounting, Clock, ClockStep, Point
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
     from nattrace.ingest import Capture, PointInfo, Source
+    from nattrace.match.clocks import Clocks
+    from nattrace.match.corrected import Corrected
     from nattrace.match.intake import LayerInfo
     from nattrace.match.pair import PairState
     from nattrace.match.windows import Matcher
@@ -60,54 +63,127 @@ def analyze(
     if dissector not in ("native", "tshark"):
         raise UsageError(f"unknown dissector {dissector!r}: native or tshark")
     parsed = parse_sources(sources)
+    bookmark = Bookmark(parsed)
+    read = _read(parsed, dissector, progress, keep_rows=rows)
+    clocks = read.intake.compare_clocks(read.matcher, read.reference)
+    uncorrected: list[str] = []
+    if clocks is not None and any(clocks.corrections):
+        if bookmark.rewind():
+            del read
+            read = _read(parsed, dissector, progress, keep_rows=rows, clocks=clocks)
+        else:
+            uncorrected = bookmark.lost
+    return _report(read, clocks, uncorrected)
+
+
+@dataclass(slots=True)
+class _Read:
+    """All captures, read to their ends and matched. Lists are by layer, see `match.prepare`."""
+
+    options: ReadOptions
+    intake: Intake
+    matcher: Matcher
+    spool: Spool
+    corrected: Corrected | None
+    layers: list[LayerInfo]
+    names: list[str]
+
+    @property
+    def reference(self) -> int:
+        """The layer whose clock all others are compared with: that of the point with the smallest name."""
+        return self.names.index(min(self.names))
+
+
+def _read(
+    sources: Sequence[Source],
+    dissector: str,
+    progress: Callable[[int, int], None] | None,
+    *,
+    keep_rows: bool,
+    clocks: Clocks | None = None,
+) -> _Read:
+    """Read and match the sources; with `clocks`, for the second time and on the reference clock's time."""
     options = ReadOptions(dissector=dissector)
-    opened = [(open_capture(source, options), _size_bytes(source)) for source in parsed]
+    opened = [(open_capture(source, options), _size_bytes(source)) for source in sources]
     # the result must not depend on the order of the arguments
     opened.sort(key=lambda item: [(point.name, point.file) for point in item[0].points[:1]])
     captures, sizes = [capture for capture, _ in opened], [size for _, size in opened]
     options.comparable_bytes = min(capture.comparable_bytes() for capture in captures)
     options.comparable_content = not any(getattr(capture, "printed", False) for capture in captures)
     options.day_ns = _first_day_ns(captures)
+    corrected: Corrected | None = None
+    if clocks is not None:
+        from nattrace.match.corrected import Corrected as Corrections  # noqa: PLC0415 - of several clocks only
 
-    with Intake(captures, sizes, options) as intake:
+        corrected = Corrections(clocks.corrections)
+
+    with Intake(captures, sizes, options, corrected) as intake:
         # Workers read large files from here on; what this process needs later is loaded meanwhile.
-        from nattrace.diagnose import diagnose  # noqa: PLC0415
+        import nattrace.diagnose  # noqa: PLC0415
+        import nattrace.nat.assemble  # noqa: PLC0415
+        import nattrace.report_object  # noqa: F401, PLC0415
         from nattrace.match.windows import Matcher  # noqa: PLC0415
-        from nattrace.nat.assemble import assemble  # noqa: PLC0415
-        from nattrace.report_object import FlowSequence, Report  # noqa: PLC0415
-        from nattrace.rewrites import Rewrites, Spool  # noqa: PLC0415
+        from nattrace.rewrites import Spool  # noqa: PLC0415
 
         spool, matcher = Spool(), Matcher(options.book)
-        if rows:
+        if keep_rows:
             _keep_rows(matcher, spool)
-        told = None if progress is None else _Progress(progress, sum(sizes))
+        total = sum(sizes)
+        told = None if progress is None else _Progress(progress, total, 0 if clocks is None else total)
         layers = intake.run(matcher, told)
-    infos = [each.info for each in layers]
     homes = [number for number, each in enumerate(layers) if each.home == number]
-    home_names = dict(zip(homes, unique_names([infos[n] for n in homes]), strict=True))
+    home_names = dict(zip(homes, unique_names([layers[n].info for n in homes]), strict=True))
     names = [home_names[each.home] for each in layers]
-    found = assemble(matcher, layers, options.book)
+    return _Read(options, intake, matcher, spool, corrected, layers, names)
 
-    points = tuple(_point(infos[n], home_names[n], min(names)) for n in homes)
+
+def _report(read: _Read, clocks: Clocks | None, uncorrected: Sequence[str]) -> Report:
+    """Put the report together; `uncorrected` are files with another clock that could be read only once."""
+    from nattrace.diagnose import diagnose  # noqa: PLC0415
+    from nattrace.nat.assemble import assemble  # noqa: PLC0415
+    from nattrace.report_object import FlowSequence, Report  # noqa: PLC0415
+    from nattrace.rewrites import Rewrites  # noqa: PLC0415
+
+    layers, names, book, corrected = read.layers, read.names, read.options.book, read.corrected
+    infos = [each.info for each in layers]
+    capture = read.intake.capture_of_layer
+
+    def clock_bound(first: int, second: int) -> int | None:
+        if clocks is None:
+            return 0
+        bound = clocks.between(capture[first], capture[second])
+        return None if uncorrected and bound != 0 else bound
+
+    spans = [
+        (info.first_ns, info.last_ns) if corrected is None else corrected.span(n, info)
+        for n, info in enumerate(infos)
+    ]
+    found = assemble(read.matcher, layers, book, spans, clock_bound)
+    points = tuple(
+        _point(infos[n], names[n], _clock(min(names), clocks, capture[n]))
+        for n, each in enumerate(layers)
+        if each.home == n
+    )
     order = sorted(range(len(points)), key=lambda n: points[n].name)
-    flows = FlowSequence(found.conversations, names, options.book)
+    flows = FlowSequence(found.conversations, names, book)
     in_order = tuple(points[n] for n in order)
     return Report(
         version=__version__,
         points=in_order,
         flows=flows,
-        findings=tuple(diagnose(in_order, flows)),
+        findings=tuple(diagnose(in_order, flows, uncorrected)),
         accounting=_accounting(layers, found),
         rewrites=Rewrites(
-            spool=spool,
+            spool=read.spool,
             conversations=found.conversations,
             names=names,
             dated=[info.dated for info in infos],
-            book=options.book,
+            book=book,
             edges=found.edges,
             reasons=found.reasons,
             flow_rows=found.flow_rows,
             merged_flow=found.merged_flow,
+            recorded={} if corrected is None else corrected.recorded(),
         ),
     )
 
@@ -126,7 +202,25 @@ def _keep_rows(matcher: Matcher, spool: Spool) -> None:
     matcher.on_lonely = lambda point, rows: spool.add_unmatched(point, point, rows, None)
 
 
-def _point(info: PointInfo, name: str, reference: str) -> Point:
+def _clock(reference: str, clocks: Clocks | None, capture: int) -> Clock:
+    """Return what is known of a capture's clock."""
+    if clocks is None:
+        return Clock(reference)
+    correction = clocks.corrections[capture]
+    if correction is None:
+        return Clock(reference, bound_ns=0 if clocks.known[capture] else None)
+    first, *others = correction.lines
+    return Clock(
+        reference=reference,
+        offset_ns=first.offset_ns,
+        drift_ppm=first.drift * 1e6,
+        bound_ns=clocks.bounds_ns[capture],
+        at=first.at_ns,
+        steps=tuple(ClockStep(each.at_ns, each.offset_ns, each.drift * 1e6) for each in others),
+    )
+
+
+def _point(info: PointInfo, name: str, clock: Clock) -> Point:
     return Point(
         name=name,
         file=info.file,
@@ -140,7 +234,7 @@ def _point(info: PointInfo, name: str, reference: str) -> Point:
         last=info.last_ns,
         truncated=info.truncated,
         dropped_by_kernel=info.dropped_by_kernel,
-        clock=Clock(reference=reference),
+        clock=clock,
         comments=tuple(info.comments),
         dated=info.dated,
     )
@@ -182,12 +276,15 @@ def _size_bytes(source: Source) -> int:
 
 
 class _Progress:
-    """Adds up the bytes of chunks for a progress bar, which wants (done, total)."""
+    """Adds up the bytes of chunks for a progress bar, which wants (done, total).
 
-    def __init__(self, report: Callable[[int, int], None], total_bytes: int) -> None:
+    `before_bytes` were read when the captures were read for the first time.
+    """
+
+    def __init__(self, report: Callable[[int, int], None], total_bytes: int, before_bytes: int) -> None:
         self._report = report
-        self._total = total_bytes
-        self._done = 0
+        self._total = total_bytes + before_bytes
+        self._done = before_bytes
 
     def __call__(self, size_bytes: int) -> None:
         self._done += size_bytes

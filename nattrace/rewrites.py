@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 import weakref
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -23,10 +23,11 @@ from nattrace.nat.hops import AMBIGUOUS, REASON_NAMES
 from nattrace.table import ICMP, ICMPV6, TCP, PacketTable, protocol_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from nattrace.match.corrected import Recorded
     from nattrace.match.rows import Rows
     from nattrace.model import Direction
     from nattrace.nat.conversations import Conversations
@@ -180,6 +181,8 @@ class Rewrites:
     flow_rows: dict[int, NDArray[np.int64]]
     #: point to the merged flow of each partial flow
     merged_flow: dict[int, NDArray[np.int64]]
+    #: point to the times that its file recorded, where packets were matched by corrected ones
+    recorded: Mapping[int, Recorded] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Rewrite]:
         """Give the rewritten packets."""
@@ -322,6 +325,8 @@ class Rewrites:
         wraps: list[str | None] | None,
     ) -> list[Sighting]:
         taken = {name: column[rows] for name, column in columns.items()}
+        if point in self.recorded:
+            taken["time_ns"] = self.recorded[point].times(taken["frame"])
         table = PacketTable.empty(rows.size)
         for name, column in taken.items():
             setattr(table, name, column)

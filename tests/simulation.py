@@ -94,6 +94,21 @@ class Simulated:
         return {pair for each in self.conversations for pair in pairwise(each.points)}
 
 
+@dataclass(frozen=True)
+class ClockError:
+    """How wrong a point's clock is: reading = true time + offset, which drifts, and jumps at true times."""
+
+    offset_ns: int = 0  #: at EPOCH_NS
+    drift_ppm: float = 0.0
+    steps: tuple[tuple[int, int], ...] = ()  #: (ns after EPOCH_NS, ns that the clock is set forward by)
+
+    def at(self, true_ns: int) -> int:
+        """Return reading less true time, ns, at a true time."""
+        since = true_ns - EPOCH_NS
+        jumps = sum(jump for after, jump in self.steps if since >= after)
+        return self.offset_ns + round(self.drift_ppm * since / 1e6) + jumps
+
+
 class Network:
     """Sends packets through conversations and lets points capture them."""
 
@@ -101,6 +116,8 @@ class Network:
         self.rng = random.Random(seed)
         self.now_ns = EPOCH_NS
         self.captures: dict[str, Capture] = {}
+        self.clocks: dict[str, ClockError] = {}  #: of the points whose clocks are wrong
+        self.anew: random.Random | None = None  #: where hosts draw identifications in another run of a script
         self._conversations: list[Conversation] = []
         self._owner: dict[int, int] = {}
         self._replies: set[int] = set()
@@ -137,7 +154,9 @@ class Network:
         if conversation not in self._conversations:
             self._conversations.append(conversation)
         owner = next(n for n, each in enumerate(self._conversations) if each is conversation)
-        ip_id = self.rng.randint(1, 65535) if ip_id is None else ip_id
+        if ip_id is None:
+            ip_id = self.rng.randint(1, 65535)
+            ip_id = ip_id if self.anew is None else self.anew.randint(1, 65535)
         steps = list(zip(conversation.points, conversation.seen, strict=True))
         if reply:
             steps.reverse()
@@ -187,7 +206,9 @@ class Network:
         for name, capture in self.captures.items():
             packets = sorted(capture.packets, key=lambda p: (p[0], p[2]))
             paths[name] = folder / f"{name}.pcap"
-            write_pcap(paths[name], [(time_ns, frame) for time_ns, frame, _ in packets], snaplen)
+            clock = self.clocks.get(name, ClockError())
+            read = [(time_ns + clock.at(time_ns), frame) for time_ns, frame, _ in packets]
+            write_pcap(paths[name], read, snaplen)
             serials[name] = tuple(serial for _, _, serial in packets)
         return Simulated(
             paths, serials, tuple(self._conversations), dict(self._owner), frozenset(self._replies)
@@ -344,6 +365,8 @@ class Traffic:
     protocols: tuple[str, ...] = ("icmp", "udp", "tcp")
     version: int = 4
     servers: int = 3
+    clock: ClockError = ClockError()  #: of the outside capture
+    run: int = 0  #: another run of one script: the same requests, with numbers that hosts draw anew
 
 
 def simulate(folder: Path, traffic: Traffic) -> Simulated:
@@ -353,6 +376,12 @@ def simulate(folder: Path, traffic: Traffic) -> Simulated:
     network.point("inside")
     network.point("outside")
     conversations = _clients(rng, traffic)
+    network.clocks["outside"] = traffic.clock
+    if traffic.run:
+        network.anew = random.Random(f"{traffic.seed} {traffic.run}")
+        for c in conversations:
+            if c.protocol in ("tcp", "sctp"):
+                c.seq, c.ack, c.tag = (network.anew.getrandbits(32) for _ in range(3))
     order = [c for c in conversations for _ in range(traffic.packets_per_flow)]
     rng.shuffle(order)
     for c in order:

@@ -14,10 +14,21 @@ if TYPE_CHECKING:
 _GLANCE = 64
 
 
-def diagnose(points: Sequence[Point], flows: Sequence[Flow]) -> list[Finding]:
-    """Return all findings, most severe first."""
-    if any(len(flow.path) > 1 for flow in islice(flows, _GLANCE)):
-        return []  # the one family there is speaks of captures in which nothing crosses
-    from nattrace.diagnose.missing_point import missing_point  # noqa: PLC0415 - seldom needed, dear to load
+_SEVERITIES = ("error", "warning", "info")
 
-    return missing_point(points, flows)
+
+def diagnose(
+    points: Sequence[Point], flows: Sequence[Flow], uncorrected: Sequence[str] = ()
+) -> list[Finding]:
+    """Return all findings, most severe first; `uncorrected` are files whose clock could not be corrected."""
+    found: list[Finding] = []
+    if any(point.clock.at is not None for point in points):
+        from nattrace.diagnose.clocks import clock_findings  # noqa: PLC0415 - most captures have one clock
+
+        found += clock_findings(points, uncorrected)
+    # missing points are a matter of captures in which nothing crosses
+    if not any(len(flow.path) > 1 for flow in islice(flows, _GLANCE)):
+        from nattrace.diagnose.missing_point import missing_point  # noqa: PLC0415 - seldom needed, dear to load
+
+        found += missing_point(points, flows)
+    return sorted(found, key=lambda finding: _SEVERITIES.index(finding.severity))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from nattrace.match.clock_sample import samples
 from nattrace.match.prepare import FIRST_LAYER, Layer, Preparation
 from nattrace.match.workers import Worker, worthwhile
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nattrace.ingest.source import Capture, PointInfo, ReadOptions
+    from nattrace.match.clocks import Clocks
+    from nattrace.match.corrected import Corrected
     from nattrace.match.prepare import Prepared
     from nattrace.match.windows import Matcher
 
@@ -44,6 +47,7 @@ class LayerInfo:
 class _Reading:
     """One capture while it is read."""
 
+    capture: int  #: its number among the captures
     source: Preparation | Worker
     chunks: Iterator[Prepared]
     numbers: dict[tuple[int, Layer], int] = field(default_factory=dict)  #: its layers' numbers among all
@@ -56,21 +60,30 @@ class Intake:
     """Captures being read. Large files are read by workers from the moment this is made.
 
     `sizes_bytes` are the sizes of the captures' files, 0 where unknown. Use as a context manager: leaving it
-    ends the workers.
+    ends the workers. With `corrected`, captures of other clocks are read on the reference clock's time; without,
+    a sample is kept by which `compare_clocks` can tell whether there are any.
     """
 
-    def __init__(self, captures: Sequence[Capture], sizes_bytes: Sequence[int], options: ReadOptions) -> None:
+    def __init__(
+        self,
+        captures: Sequence[Capture],
+        sizes_bytes: Sequence[int],
+        options: ReadOptions,
+        corrected: Corrected | None = None,
+    ) -> None:
+        self._corrected = corrected
+        self._samples = samples(sizes_bytes) if corrected is None else []
         self._stack = ExitStack()
         self._readings: list[_Reading] = []
         self._layers: list[tuple[_Reading, int, Layer]] = []
         try:
-            for capture, size_bytes in zip(captures, sizes_bytes, strict=True):
+            for number, (capture, size_bytes) in enumerate(zip(captures, sizes_bytes, strict=True)):
                 source: Preparation | Worker
                 if len(captures) > 1 and worthwhile(size_bytes):
                     source = self._stack.enter_context(closing(Worker(capture, options)))
                 else:
                     source = Preparation(capture, options)
-                self._readings.append(_Reading(source, source.chunks()))
+                self._readings.append(_Reading(number, source, source.chunks()))
         except BaseException:
             self._stack.close()
             raise
@@ -95,10 +108,14 @@ class Intake:
             if chunk is None:
                 active.remove(reading)
                 continue
+            number = self._number(reading, chunk.point, chunk.layer, matcher)
+            if self._corrected is not None:
+                self._corrected.apply(reading.capture, number, chunk)
+            elif self._samples:
+                self._samples[reading.capture].add(number, chunk.rows, chunk.flows)
             reading.reached_ns = max(reading.reached_ns, int(chunk.rows.table.time_ns.max()))
             if chunk.last:
                 reading.newest_ns = reading.reached_ns
-            number = self._number(reading, chunk.point, chunk.layer, matcher)
             if chunk.carrier is not None:
                 reading.carriers.setdefault(number, []).append(chunk.carrier)
             matcher.add(number, chunk.rows, chunk.flows)
@@ -122,6 +139,25 @@ class Intake:
             )
             for number, (reading, local, layer) in enumerate(self._layers)
         ]
+
+    @property
+    def capture_of_layer(self) -> list[int]:
+        """The number of the capture that each layer belongs to."""
+        return [reading.capture for reading, _, _ in self._layers]
+
+    def compare_clocks(self, matcher: Matcher, reference: int) -> Clocks | None:
+        """Return how the captures' clocks differ from that of layer `reference`, None when nothing says they do.
+
+        To be called after `run`.
+        """
+        if not self._samples:
+            return None
+        from nattrace.match.clocks import compare  # noqa: PLC0415 - needs several captures
+
+        def matched(layer: int, other: int, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+            return matcher.points[layer].found_at(other)[numbers]
+
+        return compare(self._samples, self.capture_of_layer[reference], matched)
 
     def _number(self, reading: _Reading, local: int, layer: Layer, matcher: Matcher) -> int:
         """Return the number of a layer of a capture's point among all layers, giving it one when it is new."""

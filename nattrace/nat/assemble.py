@@ -16,7 +16,7 @@ from nattrace.nat.encapsulations import name_encapsulations
 from nattrace.nat.hops import ONE_SIDED, REASON_NAMES, Coverage, PairEvidence
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -41,18 +41,26 @@ class Assembly:
     unmatched: list[Counter[str]]
 
 
-def assemble(matcher: Matcher, layers: Sequence[LayerInfo], book: AddressBook) -> Assembly:
+def assemble(
+    matcher: Matcher,
+    layers: Sequence[LayerInfo],
+    book: AddressBook,
+    spans: Sequence[tuple[int | None, int | None]],
+    clock_bound: Callable[[int, int], int | None],
+) -> Assembly:
     """Merge all partial results of a matcher that has finished; `layers` says whose packets its points are.
 
-    Packets in tunnels count as their carriers: a carrier is matched when what it carries is.
+    Packets in tunnels count as their carriers: a carrier is matched when what it carries is. `spans` says of
+    every layer when the first and last packet of its point was seen, on the reference clock (ns), `clock_bound`
+    by how much two layers' clocks may still differ (ns; None: unknown).
     """
     merged = [state.merged_flows() for state in matcher.points]
     flows = [flow for flow, _ in merged]
-    coverage = _coverage(flows, layers)
+    coverage = _coverage(flows, layers, spans)
     pairs: dict[tuple[int, int], PairEvidence] = {}
     partial: dict[tuple[int, int], NDArray[np.int64]] = {}
     for (i, j), state in matcher.pairs.items():
-        pairs[i, j], partial[i, j] = _evidence(state, merged[i][1], merged[j][1])
+        pairs[i, j], partial[i, j] = _evidence(state, merged[i][1], merged[j][1], clock_bound(i, j))
     found_at = {
         (point, other): matcher.points[point].found_at(other)
         for pair in pairs
@@ -106,7 +114,9 @@ def _count_carried(reasons: dict[int, NDArray[np.uint8]], layers: Sequence[Layer
                 reasons[layer][carriers(found, turn)] = 0
 
 
-def _coverage(flows: Sequence[Flows], layers: Sequence[LayerInfo]) -> Coverage:
+def _coverage(
+    flows: Sequence[Flows], layers: Sequence[LayerInfo], spans: Sequence[tuple[int | None, int | None]]
+) -> Coverage:
     """Say when each layer was provably being recorded.
 
     A file that shows packets several times may have been put together from captures of different lengths, so
@@ -114,8 +124,8 @@ def _coverage(flows: Sequence[Flows], layers: Sequence[LayerInfo]) -> Coverage:
     """
     infos = [each.info for each in layers]
     turns = {id(each.info) for each in layers if each.layer.turn}
-    first = [2**62 if p.first_ns is None else p.first_ns for p in infos]
-    last = [-(2**62) if p.last_ns is None else p.last_ns for p in infos]
+    first = [2**62 if span[0] is None else span[0] for span in spans]
+    last = [-(2**62) if span[1] is None else span[1] for span in spans]
     for number, (info, at) in enumerate(zip(infos, flows, strict=True)):
         if id(info) in turns and len(at):
             first[number], last[number] = int(at.first_ns.min()), int(at.last_ns.max())
@@ -152,7 +162,7 @@ def _conversation_of(c: Conversations, point: int, flows: int) -> NDArray[np.int
 
 
 def _evidence(
-    state: PairState, flows_a: NDArray[np.int64], flows_b: NDArray[np.int64]
+    state: PairState, flows_a: NDArray[np.int64], flows_b: NDArray[np.int64], clock_bound_ns: int | None
 ) -> tuple[PairEvidence, NDArray[np.int64]]:
     """Merge one pair's parts; return them and the merged edge of every partial edge."""
     edges, member = merge_edges(state.edges, flows_a, flows_b)
@@ -168,6 +178,7 @@ def _evidence(
                 Unmatched.concatenate(state.unmatched_b, flows_b),
             ),
             margin_ns=state.usual.reach_ns() or 0,
+            clock_bound_ns=clock_bound_ns,
         ),
         member,
     )

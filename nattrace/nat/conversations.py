@@ -96,7 +96,7 @@ def build(
     `found_at` says by (point, other point) which packet numbers were matched between the two.
     """
     edges: dict[tuple[int, int], Edges] = {key: pair.edges for key, pair in pairs.items()}
-    directed = direct(edges, flows)
+    directed = direct(edges, flows, {key: pair.clock_bound_ns for key, pair in pairs.items()})
     hops = without_shortcuts(directed, flows)
     evidence = [pairs[key] for key in sorted(pairs)]
     hops, blocks, division = divide(hops, follow(hops, flows), evidence, ends(hops, flows))

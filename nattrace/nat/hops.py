@@ -77,6 +77,7 @@ class PairEvidence:
     sample_time: Sequence[NDArray[np.int64]]  #: in the same parts, at the first point; empty with two points
     unmatched: tuple[Unmatched, Unmatched]  #: first point's, second point's; merged flow numbers
     margin_ns: int  #: how much later the other point may see a packet
+    clock_bound_ns: int | None = 0  #: by how much the points' clocks may still differ; None: unknown
 
 
 @dataclass(slots=True)
@@ -234,7 +235,12 @@ def _latencies(
     for column, values_of_rank in enumerate(values_at):
         counts.latency[lanes_found >> 1, lanes_found & 1, column] = values_of_rank
     # taps that share one timestamp measure nothing; a negative latency means two clocks
-    counts.measurable[lanes_found >> 1, lanes_found & 1] = (values_at[0] >= 0) & (values_at[-1] > 0)
+    bound_ns = pair.clock_bound_ns
+    if bound_ns is None:
+        return
+    # two clocks are known to within a bound: what is smaller than that was not measured
+    measured = (values_at[0] >= -bound_ns) & (values_at[1] >= bound_ns) & (values_at[-1] > 0)
+    counts.measurable[lanes_found >> 1, lanes_found & 1] = measured
 
 
 def _codes(code: NDArray[np.uint64], piece: NDArray[np.int64]) -> NDArray[np.uint64]:

@@ -1,8 +1,8 @@
 """Paths: which way a conversation's packets went, and through which points.
 
 Every edge gets a direction (which point the opening side's packets pass first), edges that skip a point
-are dropped, and what is left is followed from its first point to its last. TTL says the order without any
-clock; where the points are bridged and TTL is silent, request-before-reply order in time says it.
+are dropped, and what is left is followed from its first point to its last. Request-before-reply order in time
+says it, and the TTL, which needs no clock.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from nattrace.match.edges import Edges
     from nattrace.match.flows import Flows
+
+#: From so much on, the time that packets take both ways together is no rounding and no jitter of timestamps.
+_CLEAR_NS = 2_000
 
 
 @dataclass(slots=True)
@@ -46,14 +49,21 @@ class Hops:
         return int(self.pair.size)
 
 
-def direct(pairs: Mapping[tuple[int, int], Edges], flows: Sequence[Flows]) -> Hops:
-    """Give every edge its direction. Pairs are numbered in sorted order."""
+def direct(
+    pairs: Mapping[tuple[int, int], Edges],
+    flows: Sequence[Flows],
+    clock_bounds: Mapping[tuple[int, int], int | None],
+) -> Hops:
+    """Give every edge its direction. Pairs are numbered in sorted order.
+
+    `clock_bounds` says by how much the clocks of a pair of points may differ (ns; None: unknown).
+    """
     numbered = [(number, key) for number, key in enumerate(sorted(pairs)) if len(pairs[key])]
     columns: list[tuple[NDArray[Any], ...]] = []
     forwards = originals_forward([(key, pairs[key]) for _, key in numbered], flows)
     for (number, (i, j)), forward in zip(numbered, forwards, strict=True):
         edges = pairs[i, j]
-        first_is_from = _first_is_from(edges, forward)
+        first_is_from = _first_is_from(edges, forward, clock_bounds[i, j])
         size = len(edges)
         at_a = (edges.flow_a, forward, edges.first_ns, edges.last_ns)
         at_b = (edges.flow_b, forward ^ edges.swap, edges.first_b_ns, edges.last_b_ns)
@@ -81,14 +91,32 @@ def direct(pairs: Mapping[tuple[int, int], Edges], flows: Sequence[Flows]) -> Ho
     return Hops(*(np.concatenate(parts) for parts in zip(*columns, strict=True)))
 
 
-def _first_is_from(edges: Edges, forward: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return which edges' original packets pass the pair's first point first."""
+def _first_is_from(edges: Edges, forward: NDArray[np.bool_], clock_bound_ns: int | None) -> NDArray[np.bool_]:
+    """Return which edges' original packets pass the pair's first point first.
+
+    Packets of both directions tell it whatever the clocks: on the way from the first point to the second, the
+    former are seen later there, the latter earlier. That is physics, and holds against a TTL that was set on the
+    way.
+    """
     ttl = np.where(forward, edges.ttl_forward - edges.ttl_backward, edges.ttl_backward - edges.ttl_forward)
-    delta = np.where(
-        forward, edges.delta_forward - edges.delta_backward, edges.delta_backward - edges.delta_forward
-    )
-    order = np.where(ttl != 0, np.sign(ttl), np.sign(delta))
-    habit = 1 if int(order.sum()) >= 0 else -1
+    there = edges.delta_forward / np.maximum(edges.forward, 1)
+    back = edges.delta_backward / np.maximum(edges.backward, 1)
+    both = (edges.forward > 0) & (edges.backward > 0)
+    # means, not sums: with two clocks, what is left of their offset is in every packet
+    apart = there - back
+    by_time = np.sign(apart) * np.where(forward, 1, -1)
+    margin = np.inf if clock_bound_ns is None else clock_bound_ns
+    # of two clocks what exceeds their error, of one clock what is no jitter of its timestamps
+    clear = both & (np.abs(apart) > max(2 * margin, _CLEAR_NS))
+    contrary = clear & (np.sign(ttl) * by_time < 0)
+    if 2 * contrary.sum() > (both & (ttl != 0)).sum():
+        ttl = np.zeros_like(ttl)  # the TTL is set between these points: it tells no order
+    by_time = np.where(both | (np.abs(apart) > margin), by_time, 0)
+    one_clock = margin == 0
+    order = np.where(clear & ((ttl == 0) | one_clock), by_time, np.sign(ttl))
+    habit = 1 if int(np.where(order == 0, by_time, order).sum()) >= 0 else -1
+    if one_clock:  # what one clock says of order is never doubted
+        order = np.where(order == 0, by_time, order)
     result: NDArray[np.bool_] = np.where(order == 0, habit, order) > 0
     return result
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from nattrace.model import (
         Accounting,
+        Clock,
         Crossing,
         Endpoint,
         Finding,
@@ -103,10 +104,26 @@ def point_dict(point: Point) -> dict[str, Any]:
             # JSON has no infinity and no NaN.
             "drift_ppm": clock.drift_ppm if math.isfinite(clock.drift_ppm) else None,
             "bound_ns": clock.bound_ns,
+            **_more_of_clock(clock, dated=point.dated),
         },
         "comments": [{"frame": c.frame, "text": well_formed(c.text)} for c in point.comments],
         "dated": point.dated,
     }
+
+
+def _more_of_clock(clock: Clock, *, dated: bool) -> dict[str, Any]:
+    """Return what only a clock of its own has: the instant of its offset, and its steps."""
+    if clock.at is None:
+        return {}
+    steps = [
+        {
+            "at": iso_utc(step.at) if dated else None,
+            "offset_ns": step.offset_ns,
+            "drift_ppm": step.drift_ppm if math.isfinite(step.drift_ppm) else None,
+        }
+        for step in clock.steps
+    ]
+    return {"at": iso_utc(clock.at) if dated else None} | ({"steps": steps} if steps else {})
 
 
 def flow_dict(flow: Flow, undated: frozenset[str] = frozenset()) -> dict[str, Any]:

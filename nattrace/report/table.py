@@ -145,7 +145,7 @@ def _outcome(pair: Pair) -> str:
 def _together(points: Sequence[Point]) -> str:
     """Return how long all points were capturing, on the reference clock."""
     spans = [
-        (point.first - point.clock.offset_ns, point.last - point.clock.offset_ns)
+        (point.first - point.clock.offset_ns, point.last - _last_offset_ns(point))
         for point in points
         if point.first is not None and point.last is not None
     ]
@@ -153,6 +153,11 @@ def _together(points: Sequence[Point]) -> str:
         return "no time in common"
     common_ns = min(last for _, last in spans) - max(first for first, _ in spans)
     return f"{human.span(common_ns)} together" if common_ns >= 0 else "no time in common"
+
+
+def _last_offset_ns(point: Point) -> int:
+    steps = point.clock.steps
+    return steps[-1].offset_ns if steps else point.clock.offset_ns
 
 
 def _verdict(summary: Summary) -> str:
