@@ -21,6 +21,8 @@ from nattrace.match.rows import Rows
 from nattrace.table import TCP, TCP_SYN
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
     from nattrace.table import AddressBook
@@ -86,7 +88,7 @@ class Sightings:
 
     def _learn(self, rows: Rows, book: AddressBook) -> NDArray[np.int64]:
         """Give flows that repeat each other's packets layers of their own; return the duplicates' indices."""
-        first, second, extent = _repeated(rows)
+        first, second, group, extent = _repeated(rows)
         table = rows.table
         bits, flags, conflict = evidence.weigh(table, first, table, second, book)
         apart = np.abs(table.time_ns[second] - table.time_ns[first])
@@ -115,12 +117,14 @@ class Sightings:
         alone = passed & ~common
         number = (table.ip_id[first].astype(np.int64) << 32) | table.seq[first]
         counted: dict[tuple[int, int], set[int]] = {}
+        together: dict[int, dict[int, None]] = {}
         chosen = np.flatnonzero(changed)
-        for one, other, enough, named in zip(
+        for one, other, enough, named, packet in zip(
             hashes[first[chosen]].tolist(),
             hashes[second[chosen]].tolist(),
             alone[chosen].tolist(),
             number[chosen].tolist(),
+            group[chosen].tolist(),
             strict=True,
         ):
             if not enough:
@@ -128,32 +132,30 @@ class Sightings:
                 numbers.add(named)
                 if len(numbers) < _AGREEING_PACKETS:
                     continue
-            self._part(one, other)
+            together.setdefault(packet, {}).update({one: None, other: None})
+        for flows in together.values():
+            self._part(flows)
         duplicates: NDArray[np.int64] = second[unchanged]
         return duplicates
 
-    def _part(self, one: int, other: int) -> None:
-        """Put two flows that carry the same packets into different layers, where they are in none yet."""
-        turn, other_turn = self.turn_of_flow.get(one), self.turn_of_flow.get(other)
-        if turn is None and other_turn is None:
-            self.turn_of_flow[one] = turn = 0
-        if turn is not None and other_turn is None:
-            self.turn_of_flow[other] = _next(turn)
-        elif turn is None and other_turn is not None:
-            self.turn_of_flow[one] = _next(other_turn)
+    def _part(self, flows: Iterable[int]) -> None:
+        """Put flows that carry one packet into different layers, those that are in none yet."""
+        free = set(range(TURNS)).difference(self.turn_of_flow.get(flow, TURNS) for flow in flows)
+        for flow in flows:
+            if flow not in self.turn_of_flow and free:
+                self.turn_of_flow[flow] = min(free)
+                free.remove(min(free))
 
 
-def _next(turn: int) -> int:
-    return min(turn + 1, TURNS - 1)
-
-
-def _repeated(rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return consecutive packets of equal exact key (first, second), and how many packets have that key."""
+def _repeated(
+    rows: Rows,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return consecutive packets of equal exact key (first, second), a number for that key, and how many have it."""
     order, starts = sorted_groups(rows.exact)
     size = np.diff(np.append(starts, order.size))
     group = np.repeat(np.arange(starts.size), size)
     place = np.flatnonzero(group[1:] == group[:-1])
-    return order[place], order[place + 1], size[group[place]]
+    return order[place], order[place + 1], group[place], size[group[place]]
 
 
 def _copied(rows: Rows, start: int) -> Rows:

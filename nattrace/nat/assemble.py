@@ -133,6 +133,7 @@ def _coverage(
         first_ns=np.array(first, np.int64),
         last_ns=np.array(last, np.int64),
         complete=np.array([not p.dropped_by_kernel for p in infos], np.bool_),
+        home=[each.home for each in layers],
         parted=_parted(flows, infos),
     )
 

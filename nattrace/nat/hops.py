@@ -49,6 +49,8 @@ class Coverage:
     first_ns: NDArray[np.int64]  #: one for each point; a point without packets has first > last
     last_ns: NDArray[np.int64]
     complete: NDArray[np.bool_]  #: False: the kernel dropped packets, so a missing packet proves nothing
+    #: for each point the first layer of the same capture; empty where every point is its own
+    home: Sequence[int] = ()
     #: by point: merged flows of which other packets are at another layer of the point, see `match.sightings`
     parted: Sequence[NDArray[np.int64]] = ()
 
@@ -58,8 +60,15 @@ class Coverage:
         return inside & bool(self.complete[point])
 
     def unparted(self, hops: Hops) -> NDArray[np.bool_]:
-        """Say of which hops both flows have all their packets where the hop looks for them."""
+        """Say of which hops both flows have all their packets where the hop looks for them.
+
+        Never so between two layers of one capture: nobody knows what interfaces it was made from, and a packet
+        that passed a second one unchanged is told as a duplicate.
+        """
         whole = np.ones(len(hops), np.bool_)
+        if len(self.home):
+            home = np.asarray(self.home)
+            whole = home[hops.from_point] != home[hops.to_point]
         for point, flows in enumerate(self.parted):
             if flows.size:
                 whole &= ~((hops.from_point == point) & np.isin(hops.from_flow, flows))
