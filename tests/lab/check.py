@@ -11,7 +11,8 @@ from dataclasses import replace
 from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
-from lab.oracle import ExpectedRow, Seen, expected_rows, read, token_rows
+from lab import oracle
+from lab.oracle import ExpectedRow, Seen, expected_rows, token_rows
 from lab.truth import ANSWERING_TYPE, Addressing, Entry, Hop, Truth
 
 if TYPE_CHECKING:
@@ -35,7 +36,10 @@ def check_against_truth(report: Any, truth: Truth, folder: Path) -> None:
 
 def read_points(folder: Path) -> Points:
     """Read every pcap of a folder with the oracle's reader, by point name."""
-    return {path.stem: read(path) for path in sorted(folder.glob("*.pcap"))}
+    found: Points = {}
+    for path in sorted(folder.glob("*.pcap")):
+        found |= oracle.read_points(path)
+    return found
 
 
 def check_translations(report: Any, truth: Truth, points: Points) -> None:

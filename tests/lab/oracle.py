@@ -56,16 +56,31 @@ class ExpectedRow:
     direction: Direction
 
 
+#: Link types of tcpdump.org/linktypes: bytes before the IP header, and where the Ethernet type stands.
+LINK_HEADERS = {1: (14, 12), 113: (16, 14), 276: (20, 0)}
+LINUX_SLL2 = 276
+
+
 def read(path: Path) -> list[Seen]:
-    """Return the TCP, UDP and ICMP echo packets of an Ethernet pcap, those in tunnels after their carriers."""
-    seen = []
+    """Return the TCP, UDP and ICMP echo packets of a pcap, those in tunnels after their carriers."""
+    return [packet for packets in read_points(path).values() for packet in packets]
+
+
+def read_points(path: Path) -> dict[str, list[Seen]]:
+    """Return the same by point: a file is one, and an `any` capture with SLL2 headers one for each interface."""
+    seen: dict[str, list[Seen]] = defaultdict(list)
+    link_type = int.from_bytes(path.read_bytes()[20:24], "little") & 0xFFFF
+    header_bytes, type_at = LINK_HEADERS[link_type]
     with path.open("rb") as file:
         for frame, (_, data) in enumerate(dpkt.pcap.Reader(file), 1):
-            layer: bytes | None = data
+            name = path.stem
+            if link_type == LINUX_SLL2:
+                name = f"{name}:{int.from_bytes(data[4:8], 'big')}"
+            layer: bytes | None = bytes(12) + data[type_at : type_at + 2] + data[header_bytes:]
             while layer is not None:
                 packet = _decode(frame, layer)
                 if packet is not None:
-                    seen.append(packet)
+                    seen[name].append(packet)
                 layer = unwrapped(layer)
     return seen
 
@@ -134,7 +149,7 @@ def _sightings(
     """Return where each packet of an entry was seen, in the order of the hop's points."""
     found: dict[tuple[object, ...], list[tuple[str, Seen]]] = defaultdict(list)
     for name in hop.chain:
-        for packet in points[name]:
+        for packet in points.get(name, ()):
             if packet.protocol == protocol and packet.addressing in states:
                 seen = found[packet.fixed]
                 if seen and seen[-1][0] == name:
@@ -168,7 +183,7 @@ def token_rows(
     by_payload: list[dict[bytes, list[Seen]]] = []
     for name in (hop.inner, hop.outer):
         index: dict[bytes, list[Seen]] = defaultdict(list)
-        for packet in points[name]:
+        for packet in points.get(name, ()):
             if len(packet.payload) >= 16:
                 # An echo reply carries its request's payload: the type tells the two apart.
                 index[packet.payload + bytes([packet.addressing.type & 255])].append(packet)

@@ -38,12 +38,14 @@ class RecordingError(RuntimeError):
 class Tcpdump:
     """A running capture of one interface."""
 
-    def __init__(self, host: Namespace, interface: str, path: Path, *, snaplen: int, filter_: str) -> None:
+    def __init__(
+        self, host: Namespace, interface: str, path: Path, *, snaplen: int, filter_: str, link_type: str
+    ) -> None:
         self.path = path
         self._log = path.with_suffix(".log")
         words = (
             f"tcpdump -i {interface} -n --immediate-mode -U --time-stamp-precision=nano -Z root "
-            f"-s {snaplen} -B {BUFFER_KIB}"
+            f"-s {snaplen} -B {BUFFER_KIB}{f' -y {link_type}' if link_type else ''}"
         )
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -124,10 +126,21 @@ class Recording:
         """Make a recording that has no processes yet and writes into an existing folder."""
         return cls(folder, {}, {})
 
-    def capture(self, host: Namespace, interface: str, *, snaplen: int = WHOLE, filter_: str = "") -> None:
-        """Start capturing; the point is named like the interface and its file POINT.pcap."""
-        path = self.folder / f"{interface}.pcap"
-        self.captures[interface] = Tcpdump(host, interface, path, snaplen=snaplen, filter_=filter_)
+    def capture(
+        self,
+        host: Namespace,
+        interface: str,
+        *,
+        snaplen: int = WHOLE,
+        filter_: str = "",
+        name: str = "",
+        link_type: str = "",
+    ) -> None:
+        """Start capturing; the point is named like the interface, or `name`, and its file POINT.pcap."""
+        path = self.folder / f"{name or interface}.pcap"
+        self.captures[name or interface] = Tcpdump(
+            host, interface, path, snaplen=snaplen, filter_=filter_, link_type=link_type
+        )
 
     def conntrack(self, router: Namespace, name: str) -> None:
         """Start listening to a router's conntrack events, into the file `name`."""

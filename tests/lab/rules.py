@@ -27,6 +27,11 @@ def docker_nat(router: Namespace, *, random_fully: bool = False) -> None:
         router.run(f"iptables -w -t nat {rule}")
 
 
+def docker_masquerade(router: Namespace, network: str, bridge: str) -> None:
+    """Masquerade a further network's packets where they leave its bridge's side, as Docker does for each."""
+    router.run(f"iptables -w -t nat -A POSTROUTING -s {network} ! -o {bridge} -j MASQUERADE")
+
+
 def publish(router: Namespace, protocol: str, port: int, container: str, container_port: int) -> None:
     """Publish a container's port as ``docker run -p PORT:CONTAINER_PORT`` does, hairpin masquerade included."""
     router.run(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from lab.check import read_points
 from lab.oracle import ExpectedRow, Seen, UndecidableError, expected_rows, read, token_rows
 from lab.truth import Addressing, Entry, Hop, Truth
 
@@ -36,7 +38,7 @@ TSHARK_FIELDS = [
 def test_reads_packets_as_tshark_does(folder: Path) -> None:
     if shutil.which("tshark") is None:
         pytest.skip("needs tshark")
-    path = folder / "docker0.pcap"
+    path = next(iter(sorted(folder.glob("*.pcap"))))
     # Port 53 carries the lab's tokens, which are not DNS: the dissectors above UDP and TCP stay off.
     words = ["tshark", "-r", str(path), "-n", "-T", "fields", "-o", "tcp.desegment_tcp_streams:FALSE"]
     for field in TSHARK_FIELDS:
@@ -70,24 +72,27 @@ def _from_tshark(cells: list[str]) -> tuple[int, tuple[Addressing, int]]:
 @pytest.mark.parametrize("folder", RECORDED, ids=IDS)
 def test_kernel_entries_and_payload_tokens_pair_the_same_packets(folder: Path) -> None:
     truth = Truth.load(folder / "truth.json")
-    points = {path.stem: read(path) for path in folder.glob("*.pcap")}
+    points = read_points(folder)
     if not truth.unique_payloads:
         assert all(token_rows(hop, points) == (set(), set()) for hop in truth.hops)
         return
 
     for hop in truth.hops:
-        rows = {
-            (row.before_frame, row.after_frame)
-            if row.before_point == hop.inner
-            else (row.after_frame, row.before_frame)
-            for row in expected_rows(hop, points)
-        }
-        changed, same = token_rows(hop, points)
-        assert changed <= rows
-        assert not same & rows
-        # Beyond the tokens there are only TCP segments without data.
-        protocol = {packet.frame: packet.protocol for packet in points[hop.inner]}
-        assert {protocol[inner] for inner, _ in rows - changed} <= {"tcp"}
+        expected = expected_rows(hop, points)
+        for inner, outer in pairwise(hop.chain):
+            rows = {
+                (row.before_frame, row.after_frame)
+                if row.before_point == inner
+                else (row.after_frame, row.before_frame)
+                for row in expected
+                if {row.before_point, row.after_point} == {inner, outer}
+            }
+            changed, same = token_rows(Hop(inner, outer, hop.conntrack, hop.entries), points)
+            assert changed <= rows
+            assert not same & rows
+            # Beyond the tokens there are only TCP segments without data.
+            protocol = {packet.frame: packet.protocol for packet in points[inner]}
+            assert {protocol[frame] for frame, _ in rows - changed} <= {"tcp"}
 
 
 @pytest.mark.parametrize(
@@ -106,7 +111,7 @@ def test_kernel_entries_and_payload_tokens_pair_the_same_packets(folder: Path) -
 def test_rows_are_as_many_as_the_senders_made(name: str, rows: list[int]) -> None:
     folder = next(folder for folder in RECORDED if folder.name == name)
     truth = Truth.load(folder / "truth.json")
-    points = {path.stem: read(path) for path in folder.glob("*.pcap")}
+    points = read_points(folder)
 
     assert [len(expected_rows(hop, points)) for hop in truth.hops] == rows
 
@@ -114,7 +119,7 @@ def test_rows_are_as_many_as_the_senders_made(name: str, rows: list[int]) -> Non
 def test_every_packet_of_the_router_is_a_row_or_was_dropped() -> None:
     folder = next(folder for folder in RECORDED if folder.name == "dropped_in_forward")
     truth = Truth.load(folder / "truth.json")
-    points = {path.stem: read(path) for path in folder.glob("*.pcap")}
+    points = read_points(folder)
 
     rows = len(expected_rows(truth.hops[0], points))
 

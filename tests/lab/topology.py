@@ -2,6 +2,7 @@
 
     c1 ... cN --- docker0 [router] eth0 --- internet                         one NAT hop
     c1 ... cN --- docker0 [router] mid0 --- mid0 [router2] eth0 --- internet     two NAT hops
+    o1 ... oN --- br-xyz  [router]                                               a second network beside docker0
 
 The namespaces carry a name of their own for each run and are removed when the lab is left, also after a
 failure. This module builds links and nothing else: no NAT rules (rules.py), no traffic (traffic.py).
@@ -30,6 +31,8 @@ GATEWAY, GATEWAY_V6 = "203.0.113.1", "2001:db8:1::1"
 SERVERS = ("198.51.100.1", "198.51.100.2", "198.51.100.3")
 SERVERS_V6 = ("2001:db8:2::1", "2001:db8:2::2")
 MIDDLE_NEAR, MIDDLE_FAR = "10.9.0.2", "10.9.0.1"
+#: A second bridge, as `docker network create` makes one.
+OTHER_BRIDGE, OTHER_GATEWAY, OTHER_NETWORK = "br-xyz", "172.18.0.1", "172.18.0.0/16"
 
 #: Address flag that skips duplicate address detection, which would take seconds (linux/if_addr.h).
 IFA_F_NODAD = 0x02
@@ -104,6 +107,11 @@ class Namespace:
             flags = {"flags": IFA_F_NODAD} if ":" in address else {}
             ip.addr("add", index=index, address=address, prefixlen=prefix, **flags)
 
+    def index(self, interface: str) -> int:
+        """Return an interface's index."""
+        with self.netlink() as ip:
+            return int(ip.link_lookup(ifname=interface)[0])
+
     def up(self, interface: str) -> None:
         """Set an interface up."""
         with self.netlink() as ip:
@@ -125,6 +133,7 @@ class Lab:
     router: Namespace
     internet: Namespace
     hops: list[tuple[Namespace, str, str]]
+    others: list[Namespace]  #: containers of the second network
 
     @property
     def outer_router(self) -> Namespace:
@@ -137,16 +146,23 @@ def client_address(number: int) -> str:
     return f"172.17.0.{number + 1}"
 
 
+def other_address(number: int) -> str:
+    """Return the address of container `number` (from 1) of the second network."""
+    return f"172.18.0.{number + 1}"
+
+
 def client_address_v6(number: int) -> str:
     """Return the IPv6 address of client `number` (from 1)."""
     return f"fd00:17::{number + 1:x}"
 
 
 @contextmanager
-def lab(clients: int, *, hops: int = 1, ipv6: bool = False, bridge_netfilter: bool = True) -> Iterator[Lab]:
+def lab(
+    clients: int, *, hops: int = 1, ipv6: bool = False, bridge_netfilter: bool = True, others: int = 0
+) -> Iterator[Lab]:
     """Build the hosts and links of one run and take them down again.
 
-    `clients` containers stand behind `hops` routers (1 or 2). No rule is set: routers forward and do not
+    `clients` containers stand behind `hops` routers (1 or 2), `others` on a second bridge of the first. No rule is set: routers forward and do not
     translate. `bridge_netfilter` is Docker's own setting, where the kernel has it. Raises RuntimeError when
     a command fails.
     """
@@ -173,6 +189,9 @@ def lab(clients: int, *, hops: int = 1, ipv6: bool = False, bridge_netfilter: bo
             for family in ("iptables", "ip6tables"):
                 router.sysctl(f"bridge.bridge-nf-call-{family}", int(bridge_netfilter))
         _bridge(router, containers, ipv6=ipv6)
+        neighbours = [host(f"o{number}") for number in range(1, others + 1)]
+        if neighbours:
+            _plug(router, neighbours)
         if hops == 2:
             _cable(router, "mid0", routers[1], "mid0")
             router.address("mid0", MIDDLE_NEAR, 24)
@@ -199,7 +218,9 @@ def lab(clients: int, *, hops: int = 1, ipv6: bool = False, bridge_netfilter: bo
                 each.sysctl("ipv6.conf.all.forwarding", 1)
         inner = ("docker0", "mid0")[: len(routers)]
         outer_names = ("mid0", "eth0")[-len(routers) :]
-        yield Lab(containers, router, internet, list(zip(routers, inner, outer_names, strict=True)))
+        yield Lab(
+            containers, router, internet, list(zip(routers, inner, outer_names, strict=True)), neighbours
+        )
 
 
 def _bridge(router: Namespace, containers: list[Namespace], *, ipv6: bool) -> None:
@@ -220,6 +241,34 @@ def _bridge(router: Namespace, containers: list[Namespace], *, ipv6: bool) -> No
         if ipv6:
             container.address("eth0", client_address_v6(number), 64)
             container.route("default", BRIDGE_V6)
+
+
+def macvlan(router: Namespace, parent: str, container: Namespace, address: str, gateway: str) -> None:
+    """Give a container a macvlan interface mv0 on the router's uplink, and its default route by it."""
+    with router.netlink() as ip:
+        link = ip.link_lookup(ifname=parent)[0]
+        ip.link("add", ifname="mv0", kind="macvlan", link=link, macvlan_mode="bridge")
+        index = ip.link_lookup(ifname="mv0")[0]
+        ip.link("set", index=index, net_ns_fd=container.name)
+    container.address("mv0", address, 24)
+    container.up("mv0")
+    container.run("ip route del default")
+    container.route("default", gateway)
+
+
+def _plug(router: Namespace, containers: list[Namespace]) -> None:
+    """Make the second bridge and plug its containers in, as veth-o1, veth-o2..."""
+    with router.netlink() as ip:
+        ip.link("add", ifname=OTHER_BRIDGE, kind="bridge")
+    router.address(OTHER_BRIDGE, OTHER_GATEWAY, 16)
+    router.up(OTHER_BRIDGE)
+    for number, container in enumerate(containers, 1):
+        _cable(router, f"veth-o{number}", container, "eth0")
+        with router.netlink() as ip:
+            bridge, port = (ip.link_lookup(ifname=name)[0] for name in (OTHER_BRIDGE, f"veth-o{number}"))
+            ip.link("set", index=port, master=bridge)
+        container.address("eth0", other_address(number), 16)
+        container.route("default", OTHER_GATEWAY)
 
 
 def _cable(here: Namespace, name: str, there: Namespace, peer: str) -> None:

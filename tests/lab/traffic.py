@@ -220,9 +220,12 @@ class TcpConnection:
         first.close()
 
     def reset(self) -> None:
-        """Close the client's end with RST; the server's end is closed as it is."""
+        """Close the client's end with RST; the server's end stays open until `forget`."""
         self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._client.close()
+
+    def forget(self) -> None:
+        """Close the server's end of a connection that was reset."""
         self._server.close()
 
 

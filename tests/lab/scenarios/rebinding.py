@@ -99,6 +99,7 @@ def tuple_reused(folder: Path) -> Truth:
                 connection.exchange(token(40), token(90))
                 if end == "reset":
                     connection.reset()
+                    connection.forget()
                 else:
                     connection.close(server_first=True)
                     net.router.run("conntrack -D -p tcp --orig-port-src 41000")
@@ -127,6 +128,8 @@ def left_untranslated(folder: Path) -> Truth:
             time.sleep(0.5)
             for connection in connections:
                 connection.reset()
+        for connection in connections:
+            connection.forget()  # a server that never saw the RST would say FIN, to a router that knows nothing
         return kernel_truth(net, folder)
 
 
