@@ -66,7 +66,7 @@ def assemble(
         for pair in pairs
         for point, other in (pair, pair[::-1])
     }
-    conversations = build(len(layers), flows, pairs, coverage, book, found_at)
+    conversations = build(len(layers), flows, pairs, coverage, book, found_at, [each.home for each in layers])
     conversations.encapsulations = name_encapsulations(conversations, flows)
     edges = {}
     for number, key in enumerate(sorted(pairs)):

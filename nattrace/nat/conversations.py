@@ -90,13 +90,15 @@ def build(
     coverage: Coverage,
     book: AddressBook,
     found_at: Mapping[tuple[int, int], NDArray[np.bool_]],
+    homes: Sequence[int] = (),
 ) -> Conversations:
     """Assemble the conversations of `points` points from merged flows and the evidence of every pair.
 
-    `found_at` says by (point, other point) which packet numbers were matched between the two.
+    `found_at` says by (point, other point) which packet numbers were matched between the two;
+    `homes` says which points are layers of one capture, see `order`.
     """
     edges: dict[tuple[int, int], Edges] = {key: pair.edges for key, pair in pairs.items()}
-    directed = direct(edges, flows, {key: pair.clock_bound_ns for key, pair in pairs.items()})
+    directed = direct(edges, flows, {key: pair.clock_bound_ns for key, pair in pairs.items()}, homes)
     hops = without_shortcuts(directed, flows)
     evidence = [pairs[key] for key in sorted(pairs)]
     hops, blocks, division = divide(hops, follow(hops, flows), evidence, ends(hops, flows))

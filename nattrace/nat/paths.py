@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nattrace.nat.order import first_is_from
 from nattrace.nat.orientation import SLACK_NS, originals_forward
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
     from nattrace.match.edges import Edges
     from nattrace.match.flows import Flows
-
-#: From so much on, the time that packets take both ways together is no rounding and no jitter of timestamps.
-_CLEAR_NS = 2_000
 
 
 @dataclass(slots=True)
@@ -53,29 +51,33 @@ def direct(
     pairs: Mapping[tuple[int, int], Edges],
     flows: Sequence[Flows],
     clock_bounds: Mapping[tuple[int, int], int | None],
+    homes: Sequence[int] = (),
 ) -> Hops:
     """Give every edge its direction. Pairs are numbered in sorted order.
 
-    `clock_bounds` says by how much the clocks of a pair of points may differ (ns; None: unknown).
+    `clock_bounds` says by how much the clocks of a pair of points may differ (ns; None: unknown); for `homes` see
+    `order`.
     """
     numbered = [(number, key) for number, key in enumerate(sorted(pairs)) if len(pairs[key])]
     columns: list[tuple[NDArray[Any], ...]] = []
-    forwards = originals_forward([(key, pairs[key]) for _, key in numbered], flows)
-    for (number, (i, j)), forward in zip(numbered, forwards, strict=True):
+    with_edges = [(key, pairs[key]) for _, key in numbered]
+    forwards = originals_forward(with_edges, flows)
+    bounds = [clock_bounds[key] for key, _ in with_edges]
+    firsts = first_is_from(with_edges, forwards, flows, bounds, homes)
+    for (number, (i, j)), forward, first in zip(numbered, forwards, firsts, strict=True):
         edges = pairs[i, j]
-        first_is_from = _first_is_from(edges, forward, clock_bounds[i, j])
         size = len(edges)
         at_a = (edges.flow_a, forward, edges.first_ns, edges.last_ns)
         at_b = (edges.flow_b, forward ^ edges.swap, edges.first_b_ns, edges.last_b_ns)
-        start = [np.where(first_is_from, a, b) for a, b in zip(at_a, at_b, strict=True)]
-        stop = [np.where(first_is_from, b, a) for a, b in zip(at_a, at_b, strict=True)]
+        start = [np.where(first, a, b) for a, b in zip(at_a, at_b, strict=True)]
+        stop = [np.where(first, b, a) for a, b in zip(at_a, at_b, strict=True)]
         columns.append(
             (
                 np.full(size, number),
                 np.arange(size),
-                ~first_is_from,
-                np.where(first_is_from, i, j),
-                np.where(first_is_from, j, i),
+                ~first,
+                np.where(first, i, j),
+                np.where(first, j, i),
                 start[0],
                 stop[0],
                 start[1],
@@ -89,36 +91,6 @@ def direct(
         no = np.empty(0, np.bool_)
         return Hops(none, none, no, none, none, none, none, no, no, none, none, none, none)
     return Hops(*(np.concatenate(parts) for parts in zip(*columns, strict=True)))
-
-
-def _first_is_from(edges: Edges, forward: NDArray[np.bool_], clock_bound_ns: int | None) -> NDArray[np.bool_]:
-    """Return which edges' original packets pass the pair's first point first.
-
-    Packets of both directions tell it whatever the clocks: on the way from the first point to the second, the
-    former are seen later there, the latter earlier. That is physics, and holds against a TTL that was set on the
-    way.
-    """
-    ttl = np.where(forward, edges.ttl_forward - edges.ttl_backward, edges.ttl_backward - edges.ttl_forward)
-    there = edges.delta_forward / np.maximum(edges.forward, 1)
-    back = edges.delta_backward / np.maximum(edges.backward, 1)
-    both = (edges.forward > 0) & (edges.backward > 0)
-    # means, not sums: with two clocks, what is left of their offset is in every packet
-    apart = there - back
-    by_time = np.sign(apart) * np.where(forward, 1, -1)
-    margin = np.inf if clock_bound_ns is None else clock_bound_ns
-    # of two clocks what exceeds their error, of one clock what is no jitter of its timestamps
-    clear = both & (np.abs(apart) > max(2 * margin, _CLEAR_NS))
-    contrary = clear & (np.sign(ttl) * by_time < 0)
-    if 2 * contrary.sum() > (both & (ttl != 0)).sum():
-        ttl = np.zeros_like(ttl)  # the TTL is set between these points: it tells no order
-    by_time = np.where(both | (np.abs(apart) > margin), by_time, 0)
-    one_clock = margin == 0
-    order = np.where(clear & ((ttl == 0) | one_clock), by_time, np.sign(ttl))
-    habit = 1 if int(np.where(order == 0, by_time, order).sum()) >= 0 else -1
-    if one_clock:  # what one clock says of order is never doubted
-        order = np.where(order == 0, by_time, order)
-    result: NDArray[np.bool_] = np.where(order == 0, habit, order) > 0
-    return result
 
 
 def _nodes(point: NDArray[np.int64], flow: NDArray[np.int64], flows: Sequence[Flows]) -> NDArray[np.int64]:
