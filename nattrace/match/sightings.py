@@ -16,7 +16,7 @@ import numpy as np
 
 from nattrace.match import evidence
 from nattrace.match.flows import sorted_groups
-from nattrace.match.keys import commonplace_keys, flow_hash, has_ports
+from nattrace.match.keys import commonplace_keys, flow_hash, has_ports, mix
 from nattrace.match.rows import Rows
 from nattrace.table import TCP, TCP_SYN
 
@@ -88,18 +88,15 @@ class Sightings:
 
     def _learn(self, rows: Rows, book: AddressBook) -> NDArray[np.int64]:
         """Give flows that repeat each other's packets layers of their own; return the duplicates' indices."""
-        first, second, group, extent = _repeated(rows)
+        hashes, backward = flow_hash(rows.table)
+        duplicates = self._duplicates(rows, hashes, backward, book)
+        first, second, group, extent = _repeated(rows.exact)
         table = rows.table
         bits, flags, conflict = evidence.weigh(table, first, table, second, book)
         apart = np.abs(table.time_ns[second] - table.time_ns[first])
         tcp = (flags & (evidence.TCP_SEQ | evidence.TCP_ACK)) == (evidence.TCP_SEQ | evidence.TCP_ACK)
         vouched = (flags & evidence.IP_ID) != 0
-        hashes, backward = flow_hash(table)
-        same_way = (hashes[first] == hashes[second]) & (backward[first] == backward[second])
         passed = table.ttl[first] != table.ttl[second]
-        # nobody repeats a SYN within a second (RFC 6298), so two at once need no IP id to be one
-        syn = (table.tcp_flags[first] & np.uint16(TCP_SYN)) != 0
-        unchanged = same_way & ~conflict & (apart <= _UNCHANGED_NS) & (vouched | syn | (passed & tcp))
         changed = (hashes[first] != hashes[second]) & ~conflict & (apart <= _AGAIN_NS)
         known = has_ports(table.protocol[first]) | (flags & evidence.ICMP_SEQ != 0)
         changed &= (bits >= evidence.STRONG) & (vouched | tcp | (passed & known & (apart <= _UNCHANGED_NS)))
@@ -135,8 +132,30 @@ class Sightings:
             together.setdefault(packet, {}).update({one: None, other: None})
         for flows in together.values():
             self._part(flows)
-        duplicates: NDArray[np.int64] = second[unchanged]
         return duplicates
+
+    @staticmethod
+    def _duplicates(
+        rows: Rows, hashes: NDArray[np.uint64], backward: NDArray[np.bool_], book: AddressBook
+    ) -> NDArray[np.int64]:
+        """Return the packets that repeat an earlier one of their flow and direction unchanged.
+
+        A translated sighting may stand between the two.
+        """
+        table = rows.table
+        first, second, _, _ = _repeated(rows.exact ^ mix((hashes << np.uint64(1)) | backward))
+        same_way = (hashes[first] == hashes[second]) & (backward[first] == backward[second])
+        first, second = first[same_way], second[same_way]
+        _, flags, conflict = evidence.weigh(table, first, table, second, book)
+        apart = np.abs(table.time_ns[second] - table.time_ns[first])
+        tcp = (flags & (evidence.TCP_SEQ | evidence.TCP_ACK)) == (evidence.TCP_SEQ | evidence.TCP_ACK)
+        vouched = (flags & evidence.IP_ID) != 0
+        passed = table.ttl[first] != table.ttl[second]
+        # nobody repeats a SYN within a second (RFC 6298), so two at once need no IP id to be one
+        syn = (table.tcp_flags[first] & np.uint16(TCP_SYN)) != 0
+        unchanged = ~conflict & (apart <= _UNCHANGED_NS) & (vouched | syn | (passed & tcp))
+        result: NDArray[np.int64] = np.unique(second[unchanged])
+        return result
 
     def _part(self, flows: Iterable[int]) -> None:
         """Put flows that carry one packet into different layers, those that are in none yet."""
@@ -148,10 +167,10 @@ class Sightings:
 
 
 def _repeated(
-    rows: Rows,
+    keys: NDArray[np.uint64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return consecutive packets of equal exact key (first, second), a number for that key, and how many have it."""
-    order, starts = sorted_groups(rows.exact)
+    """Return consecutive packets of equal key (first, second), a number for that key, and how many have it."""
+    order, starts = sorted_groups(keys)
     size = np.diff(np.append(starts, order.size))
     group = np.repeat(np.arange(starts.size), size)
     place = np.flatnonzero(group[1:] == group[:-1])
