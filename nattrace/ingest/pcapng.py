@@ -267,7 +267,10 @@ class PcapngReader:
                 break
             described[i:] += 1
         is_packet = (types == _ENHANCED) | (types == _OLD_PACKET) | (types == _SIMPLE)
-        is_frame = is_packet | np.isin(types, _OTHER_FRAMES)
+        is_frame = is_packet
+        rest = ~(is_packet | (types == _INTERFACE) | (types == _STATISTICS))
+        if rest.any():  # looked up only where there is something unusual: a file may be all small sections
+            is_frame = is_packet | np.isin(types, _OTHER_FRAMES)
         numbers = (self.frames + np.cumsum(is_frame)).astype(np.uint32)
         self.frames += int(np.count_nonzero(is_frame))
         records: list[Records] = []

@@ -74,13 +74,14 @@ def match_by_binding(
         margin=MARGIN, rounds=4,
     )  # fmt: skip
     near_a, near_b = np.concatenate([ua, left_a[a]]), np.concatenate([ub, left_b[b]])
+    ranked = np.arange(near_a.size) >= ua.size  # by time, among packets that say the same
     a, b = on_a[near_a], on_b[near_b]
     # a packet of this way that is seen at the wrong end first is another one
     delta = rows_b.table.time_ns[b] - rows_a.table.time_ns[a]
     onward = np.sign(delta) * np.sign(shift[near_a]) >= 0
-    a, b = a[onward], b[onward]
+    a, b, ranked = a[onward], b[onward], ranked[onward]
     _, flags, conflict = evidence.weigh(rows_a.table, a, rows_b.table, b, book)
-    flags |= np.uint16(evidence.BINDING)
+    flags |= np.uint16(evidence.BINDING) | ranked * np.uint16(evidence.NEAREST)
     return Matches(a[~conflict], b[~conflict], flags[~conflict])
 
 

@@ -40,6 +40,9 @@ _CONTENT_BITS = np.array([0, 4, 4, 4, 12, 12, 12, 12, 24], np.int16)
 _BITS_RESIDUAL = 12  # 16 bits over the whole payload; constant payloads share it
 _BITS_ADDRESS = 16
 _BITS_PORT = 8
+#: TCP options at most (RFC 9293 section 3.1): where the data offset was cut off, so much of what looks like
+#: payload may be options.
+_TCP_OPTION_BYTES = 40
 
 
 def weigh(
@@ -54,8 +57,8 @@ def weigh(
     Returns (bits, flags, conflict). A conflict is a field that Linux NAT never changes and that differs:
     both IP identifications present and different, or both checksum residuals known and different. Where
     neither endpoint survived, only an IP identification or a TCP sequence number can vouch for the pair
-    (a proxy copies payloads onto its own connection), so anything less is a conflict too. Nor is a bare
-    acknowledgement whose acknowledgement number was cut off and that has no IP identification a match.
+    (a proxy copies payloads onto its own connection), so anything less is a conflict too. Nor is what may
+    be a bare acknowledgement, its acknowledgement number cut off and without IP identification, a match.
     """
 
     def a(name: str) -> NDArray[Any]:
@@ -115,7 +118,8 @@ def weigh(
 
     conflict = (both_ids & ~same_id) | (both_residuals & ~same_residual)
     conflict |= ~(same_src | same_dst) & ~vouched & ~tcp_seq
-    conflict |= blind & (a("payload_length") == 0)
+    payload_length = np.minimum(a("payload_length"), b("payload_length"))
+    conflict |= blind & (payload_length <= _TCP_OPTION_BYTES)
     # Multicast and broadcast are not translated: a group address at both points must be the same one,
     # and its sender too, or two hosts are merely saying the same thing to everybody.
     group = book.is_group(version_a, dst_a) | book.is_group(version_b, dst_b)

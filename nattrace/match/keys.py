@@ -62,7 +62,8 @@ def packet_keys(
     type, code, seq and checksum residual, and the content hash. `exact` adds the IP identification,
     which Linux NAT keeps but which may be 0, wrap, or be rewritten by other boxes. TCP fields that the
     comparable length cuts off at some point of the analysis are left out at every point, and without
-    `residuals` so are the checksums, which printed captures lack.
+    `residuals` so are the checksums, which printed captures lack. Where the data offset is cut off
+    somewhere, no point's payload length can be compared; the length of the whole datagram stands for it.
     """
     tcp = table.protocol == TCP
     visible = table.l4_visible
@@ -71,7 +72,8 @@ def packet_keys(
     word: NDArray[np.uint64] = seq.astype(np.uint64)
     word <<= _S32
     ack = np.where(tcp & (visible >= ACK_END), table.ack, np.uint32(0))
-    flags = np.where(tcp & (visible >= _FLAGS_END), table.tcp_flags, np.uint16(0))
+    whole = visible >= _FLAGS_END
+    flags = np.where(tcp & whole, table.tcp_flags, np.uint16(0))
     window = np.where(tcp & (visible >= _WINDOW_END), table.window, np.uint16(0))
     if not all_tcp:
         icmp = (table.protocol == ICMP) | (table.protocol == ICMPV6)
@@ -85,6 +87,9 @@ def packet_keys(
     word *= M1
     word ^= word >> _S29
     other: NDArray[np.uint64] = table.payload_length.astype(np.uint64)
+    cut = np.flatnonzero(tcp & ~whole)
+    if cut.size:
+        other[cut] = table.ip_length[cut]
     other <<= _S32
     other |= flags.astype(np.uint64) << _S16
     other |= window

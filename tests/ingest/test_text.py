@@ -14,6 +14,7 @@ from typing import Any
 import dpkt
 import numpy as np
 import pytest
+from tshark_fields import tshark_fields
 
 from nattrace.errors import InputError
 from nattrace.ingest.source import PointInfo, ReadOptions
@@ -548,6 +549,12 @@ PLAIN = [
     "tcpdump-tests/tests/afs.pcap", "tcpdump-tests/tests/ipv6-srh-ext-header.pcap",
 ]  # fmt: skip
 
+#: What tshark is asked for: where, who, and what tells conversations apart.
+FIELDS = [
+    "frame.number", "ip.src", "ip.dst", "ipv6.src", "ipv6.dst", "ip.proto", "tcp.srcport", "tcp.dstport",
+    "udp.srcport", "udp.dstport", "icmp.ident", "icmpv6.echo.identifier",
+]  # fmt: skip
+
 
 @needs_tcpdump
 @needs_shared
@@ -559,39 +566,11 @@ def test_addresses_and_ports_agree_with_tshark(flags: str) -> None:
         path = SHARED / name
         if not path.exists():
             continue
-        fields = [
-            "frame.number",
-            "ip.src",
-            "ip.dst",
-            "ipv6.src",
-            "ipv6.dst",
-            "ip.proto",
-            "tcp.srcport",
-            "tcp.dstport",
-        ]
-        fields += ["udp.srcport", "udp.dstport", "icmp.ident", "icmpv6.echo.identifier"]
-        command = [
-            "tshark",
-            "-n",
-            "-r",
-            str(path),
-            "-T",
-            "fields",
-            "-E",
-            "occurrence=f",
-            "-o",
-            "ip.defragment:FALSE",
-        ]
-        shown = subprocess.run(
-            [*command, *(word for field in fields for word in ("-e", field))],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        shown, code = tshark_fields(path, FIELDS)
+        assert code == 0
         _, table, options = read(printed(path, *flags.split()))
         rows = {int(frame): row for row, frame in enumerate(table.frame)}
-        for line in shown.splitlines():
-            frame, src4, dst4, src6, dst6, protocol, *ports = line.split("\t")
+        for frame, src4, dst4, src6, dst6, protocol, *ports in shown:
             row = rows.get(int(frame))
             if row is None or not (src4 or src6):
                 continue

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ipaddress
 import shutil
 import struct
-import subprocess
 import sys
 from pathlib import Path
 
 import dpkt
 import pytest
+from tshark_fields import tshark_fields
 
 from nattrace.errors import InputError, MissingToolError
 from nattrace.ingest import open_capture, parse_sources
@@ -61,49 +61,24 @@ ODD_LINKS = [
     TRACES / "wlanmon.pcap",  # IEEE 802.11
 ]
 
+#: What tshark is asked for.
+FIELDS = [
+    "frame.number", "ip.src", "ip.dst", "ip.proto", "tcp.srcport", "tcp.dstport", "udp.srcport", "udp.dstport",
+    "ipv6.src", "ipv6.dst", "frame.time_epoch", "frame.len",
+]  # fmt: skip
+
 
 @needs_tshark
 @needs_shared
 @pytest.mark.parametrize("path", ODD_LINKS, ids=lambda path: path.stem)
 def test_addresses_and_ports_are_tsharks(path: Path) -> None:
-    fields = [
-        "frame.number",
-        "ip.src",
-        "ip.dst",
-        "ip.proto",
-        "tcp.srcport",
-        "tcp.dstport",
-        "udp.srcport",
-        "udp.dstport",
-    ]
-    fields += ["ipv6.src", "ipv6.dst", "frame.time_epoch", "frame.len"]
-    command = [
-        "tshark",
-        "-n",
-        "-r",
-        str(path),
-        "-T",
-        "fields",
-        "-E",
-        "occurrence=f",
-        "-o",
-        "ip.defragment:FALSE",
-    ]
-    # no check: tshark exits with 2 after the last packet of a file that ends inside a record, as llc.pcap does
-    done = subprocess.run(
-        [*command, *(word for field in fields for word in ("-e", field))],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    shown = done.stdout.splitlines()
+    shown, code = tshark_fields(path, FIELDS)
     points, table, options = read(path)
     assert sum(p.packets for p in points) == len(shown)
-    assert [p.truncated for p in points] == [done.returncode != 0] * len(points)
+    assert [p.truncated for p in points] == [code != 0] * len(points)  # llc.pcap ends inside a record
     rows = {int(frame): row for row, frame in enumerate(table.frame)}
     compared = 0
-    for line in shown:
-        frame, src, dst, protocol, tcp_s, tcp_d, udp_s, udp_d, src6, dst6, epoch, length = line.split("\t")
+    for frame, src, dst, protocol, tcp_s, tcp_d, udp_s, udp_d, src6, dst6, epoch, length in shown:
         row = rows.get(int(frame))
         if row is None:
             continue

@@ -273,3 +273,17 @@ def test_all_packets_identical(tmp_path: Path) -> None:
         network.send(c, b"same", ip_id=0)
     report = analyzed(network.write(tmp_path))
     assert report.accounting.matched + report.accounting.unmatched.get("ambiguous", 0) == 6000
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_rows_that_time_ranked_say_so(alike: bool, tmp_path: Path) -> None:
+    """Equal keep-alives of one flow differ in time only; packets that say something of their own need no rank."""
+    network = Network()
+    c = masquerade("udp", (CLIENT, 4000), (SERVER, 4500), 5000)
+    for n in range(16):
+        network.wait_us(50_000)
+        network.send(c, b"\xff" * 8 if alike else network.rng.randbytes(8), reply=n % 2 == 1, ip_id=0)
+    report = analyzed(network.write(tmp_path))
+    found = [row for row in report.rewrites.all() if isinstance(row, Rewrite)]
+    assert len(found) == 16
+    assert {"nearest" in row.evidence for row in found} == {alike}
