@@ -50,6 +50,7 @@ class Conversation:
     points: tuple[str, ...]
     seen: tuple[Seen, ...]
     bridged: bool = False  #: the TTL is the same everywhere
+    timestamps: bool = False  #: TCP segments carry the timestamps option (RFC 7323)
     seq: int = 0  #: the client's next TCP sequence number or SCTP TSN, or the ICMP sequence number
     ack: int = 0  #: the server's next TCP sequence number or SCTP TSN
     tag: int = 0  #: SCTP verification tag
@@ -196,7 +197,7 @@ class Network:
     def repeat(self, point: str, serial: int, after_ns: int = 1_000) -> None:
         """Let a point see a packet a second time."""
         capture = self.point(point)
-        at_ns, frame, _ = next(p for p in capture.packets if p[2] == serial)
+        at_ns, frame, _ = next(p for p in reversed(capture.packets) if p[2] == serial)
         capture.packets.append((at_ns + after_ns, frame, serial))
 
     def write(self, folder: Path, snaplen: int = 262144) -> Simulated:
@@ -248,6 +249,9 @@ def _packet(
         upper = dpkt.tcp.TCP(
             sport=source.port, dport=target.port, seq=seq, ack=ack, flags=flags, win=501, data=payload
         )
+        if c.timestamps:
+            upper.opts = struct.pack(">HBBII", 0x0101, 8, 10, 0x5EED0000 + c.sent, 0xC0DE0000 + c.sent - 1)
+            upper.off = 8
     else:
         upper = _sctp(source.port, target.port, c.tag, seq, payload)
     if c.version == 4:
@@ -356,6 +360,13 @@ class Traffic:
     packets_per_flow: int = 10
     loss_inside: float = 0.0  #: share of packets that the inside capture misses
     loss_outside: float = 0.0  #: share of packets that the outside capture misses
+    duplicated: float = 0.0  #: share of packets that a capture records twice, at either point
+    reordered: float = 0.0  #: share of packets that the box holds back while later ones pass
+    held_us: int = 3000  #: for how long at most
+    resent: float = 0.0  #: share of packets that are sent again, unchanged but for their IP id
+    resent_after_ms: int = 200  #: no sooner; Linux TCP waits 200 ms at least (TCP_RTO_MIN), queries longer
+    timestamps: bool = False  #: TCP with timestamps
+    counted_ids: bool = False  #: every conversation's IP ids count from 1, so that they collide
     zero_ids: bool = False  #: IP identification 0 everywhere
     constant_payload: bool = False
     pure_acks: bool = False  #: TCP servers only acknowledge: their sequence number never moves
@@ -394,9 +405,28 @@ def simulate(folder: Path, traffic: Traffic) -> Simulated:
             for point, loss in (("inside", traffic.loss_inside), ("outside", traffic.loss_outside))
             if rng.random() < loss
         ]
-        network.send(
-            c, payload, reply=c.sent % 2 == 1, ip_id=0 if traffic.zero_ids else None, unseen=missed
+        delay_ns = (3_000, 60_000)
+        # options that are off draw no random numbers, so that a seed means the same traffic as ever
+        if traffic.reordered and rng.random() < traffic.reordered:
+            delay_ns = (60_000, 60_000 + traffic.held_us * 1000)
+        ip_id = 0 if traffic.zero_ids else c.sent + 1 if traffic.counted_ids else None
+        reply, again = c.sent % 2 == 1, bool(traffic.resent and rng.random() < traffic.resent)
+        serials = network.send(
+            c, payload, reply=reply, ip_id=ip_id, unseen=missed, delay_ns=delay_ns, advance=not again
         )  # fmt: skip
+        for point in ("inside", "outside"):
+            if traffic.duplicated and rng.random() < traffic.duplicated and point not in missed:
+                network.repeat(point, serials[0], rng.randint(100, 20_000))
+        if again:
+            missed = [
+                point
+                for point, loss in (("inside", traffic.loss_inside), ("outside", traffic.loss_outside))
+                if rng.random() < loss
+            ]
+            now_ns = network.now_ns
+            network.wait_us(traffic.resent_after_ms * 1000, traffic.resent_after_ms * 2000)
+            network.send(c, payload, reply=reply, ip_id=ip_id and ip_id + 1, unseen=missed)
+            network.now_ns = now_ns
     return network.write(folder, traffic.snaplen)
 
 
@@ -423,4 +453,5 @@ def _clients(rng: random.Random, traffic: Traffic) -> list[Conversation]:
         ):  # fmt: skip
             outside = 30000 + n  # the kernel gives a colliding tuple another port
         made[key] = masquerade(protocol, (client, port), (server, service), outside, rng=rng)
+        made[key].timestamps = traffic.timestamps
     return list(made.values())

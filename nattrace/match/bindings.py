@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nattrace.match import evidence
-from nattrace.match.keys import ACK_END, M1, mix
+from nattrace.match.keys import ACK_END, M1, M2, has_ports, mix
 from nattrace.match.outcome import Matches
 from nattrace.match.pairing import group_ids, nearest_pairs, unique_pairs
-from nattrace.match.unique import FAR_NS
+from nattrace.match.unique import FAR_NS, REPEAT_NS
 from nattrace.match.votes import FLOOR_NS, MARGIN
 from nattrace.table import TCP
 
@@ -25,9 +25,12 @@ if TYPE_CHECKING:
 #: Packets with nothing of their own are paired inside a binding only when about as far apart as usual: half
 #: as far again, plus what one interrupt more or less makes.
 _NEAREST_FLOOR_NS = 20_000
-#: A packet that is unique inside its binding may be this late without an IP id: neighbour discovery takes a
-#: few milliseconds, and no host repeats itself sooner.
-_UNIQUE_REACH_NS = 10_000_000
+#: Nearest neighbours are no match where two packets without their twins meet more often than this by chance.
+NEAREST_RISK = 0.001
+#: How many packets of the average group are added to a small one when its losses are estimated.
+_PRIOR_PACKETS = 4
+#: With less than this of a transport header neither the UDP checksum nor the TCP sequence number is there.
+_UDP_HEADER_BYTES = 8
 
 
 def match_by_binding(
@@ -56,24 +59,31 @@ def match_by_binding(
     lane_b = (edge_b.astype(np.uint64) << np.uint64(1)) | back_b
     key_a = mix(getattr(rows_a, by)[on_a] ^ lane_a * M1)
     key_b = mix(getattr(rows_b, by)[on_b] ^ lane_b * M1)
-    group_a, group_b = group_ids(key_a, key_b)
+    # what shows nothing but a length has all packets of its lane for rivals, whatever their lengths
+    rivals_a = np.where(_mute(rows_a, on_a, by), mix(lane_a * M2), key_a)
+    rivals_b = np.where(_mute(rows_b, on_b, by), mix(lane_b * M2), key_b)
+    group_a, group_b = group_ids(rivals_a, rivals_b)
     shift = _usual_delta(edges, edge_a, back_a)
     # what is said once, and by nobody else, may be late: the first packet of a flow waits for ARP
     own_a, own_b = _distinct(rows_a, on_a), _distinct(rows_b, on_b)
     ua, ub = unique_pairs(key_a[own_a], key_b[own_b])
     ua, ub = own_a[ua], own_b[ub]
-    soon = np.abs(rows_b.table.time_ns[on_b[ub]] - rows_a.table.time_ns[on_a[ua]]) <= _UNIQUE_REACH_NS
+    soon = np.abs(rows_b.table.time_ns[on_b[ub]] - rows_a.table.time_ns[on_a[ua]]) <= REPEAT_NS
     ua, ub = ua[soon], ub[soon]
     left_a, left_b = _others(on_a.size, ua), _others(on_b.size, ub)
     longest = usual.longest_ns()
+    window_ns = FAR_NS if longest is None else longest + longest // 2 + _NEAREST_FLOOR_NS
+    time_a, time_b = rows_a.table.time_ns[on_a[left_a]], rows_b.table.time_ns[on_b[left_b]]
     a, b = nearest_pairs(
-        group_a[left_a], rows_a.table.time_ns[on_a[left_a]] + shift[left_a],
-        group_b[left_b], rows_b.table.time_ns[on_b[left_b]],
-        window_ns=FAR_NS if longest is None else longest + longest // 2 + _NEAREST_FLOOR_NS,
-        floor_ns=FLOOR_NS if longest is None else max(longest // 2, FLOOR_NS),
+        group_a[left_a], time_a + shift[left_a], group_b[left_b], time_b,
+        window_ns=window_ns, floor_ns=FLOOR_NS if longest is None else max(longest // 2, FLOOR_NS),
         margin=MARGIN, rounds=4,
     )  # fmt: skip
-    near_a, near_b = np.concatenate([ua, left_a[a]]), np.concatenate([ub, left_b[b]])
+    safe = _is_safe(group_a[left_a], time_a, group_b[left_b], time_b, a, b, window_ns)
+    a, b = a[safe], b[safe]
+    a, b = left_a[a], left_b[b]
+    same = key_a[a] == key_b[b]
+    near_a, near_b = np.concatenate([ua, a[same]]), np.concatenate([ub, b[same]])
     ranked = np.arange(near_a.size) >= ua.size  # by time, among packets that say the same
     a, b = on_a[near_a], on_b[near_b]
     # a packet of this way that is seen at the wrong end first is another one
@@ -145,6 +155,49 @@ def _distinct(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
     numbered = (table.protocol[chosen] == TCP) & (table.seq[chosen] != 0)
     telling |= numbered & (table.l4_visible[chosen] >= ACK_END)
     return np.flatnonzero(telling & ~rows.common[chosen])
+
+
+def _is_safe(
+    group_a: NDArray[np.int64],
+    time_a: NDArray[np.int64],
+    group_b: NDArray[np.int64],
+    time_b: NDArray[np.int64],
+    a: NDArray[np.int64],
+    b: NDArray[np.int64],
+    window_ns: int,
+) -> NDArray[np.bool_]:
+    """Return which pairs of nearest neighbours are hardly two packets that lost their own twins.
+
+    That takes an unseen twin on either side, and the other's packet inside the window just then: the shares of
+    a group's packets that stay alone (those of all groups stand in where it is small) and its pace say how
+    likely it is.
+    """
+    if not a.size:
+        return np.zeros(0, np.bool_)
+    groups = int(max(group_a.max(), group_b.max())) + 1
+    alone, many = [], np.zeros(groups, np.int64)
+    for group, chosen in ((group_a, a), (group_b, b)):
+        size, paired = np.bincount(group, minlength=groups), np.bincount(group[chosen], minlength=groups)
+        overall = 1 - chosen.size / group.size
+        alone.append((size - paired + _PRIOR_PACKETS * overall) / (size + _PRIOR_PACKETS))
+        many = np.maximum(many, size)
+    first, last = np.full(groups, 2**62), np.full(groups, -(2**62))
+    for group, time in ((group_a, time_a), (group_b, time_b)):
+        np.minimum.at(first, group, time)
+        np.maximum.at(last, group, time)
+    pace_ns = (last - first) / np.maximum(many - 1, 1)
+    inside = np.where(many > 1, 2 * window_ns / np.maximum(pace_ns, 1), 0)
+    result: NDArray[np.bool_] = (alone[0] * alone[1] * inside <= NEAREST_RISK)[group_a[a]]
+    return result
+
+
+def _mute(rows: Rows, chosen: NDArray[np.int64], by: str) -> NDArray[np.bool_]:
+    """Return which of the chosen packets were cut so short that they show ports and lengths at most."""
+    table = rows.table
+    mute = (table.l4_visible[chosen] < _UDP_HEADER_BYTES) & has_ports(table.protocol[chosen])
+    if by == "exact":
+        mute &= table.ip_id[chosen] == 0
+    return mute
 
 
 def _others(rows: int, chosen: NDArray[np.int64]) -> NDArray[np.int64]:

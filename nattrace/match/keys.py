@@ -122,6 +122,18 @@ def commonplace_keys(table: PacketTable, rows: NDArray[np.int64]) -> NDArray[np.
     return mix(word)
 
 
+def blank_echoes(table: PacketTable, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which of the given packets are ICMP queries whose payload is all zeros or ones by its checksum.
+
+    ICMPv6 is left out: its residual holds a length and a next header as well (RFC 4443 section 2.3).
+    """
+    rest = table.residual[rows].astype(np.int64) - (table.seq[rows] & np.uint32(0xFFFF))
+    rest -= (table.icmp_type[rows].astype(np.int64) << 8) | table.icmp_code[rows]
+    v4 = table.protocol[rows] == ICMP
+    blank: NDArray[np.bool_] = (rest % 65535 == 0) & table.residual_known[rows] & v4
+    return blank
+
+
 def endpoint_hash(
     version: NDArray[np.uint8], address: NDArray[np.uint32], port: NDArray[np.uint16]
 ) -> NDArray[np.uint64]:

@@ -63,6 +63,32 @@ def group_ids(*keys: NDArray[np.uint64]) -> list[NDArray[np.int64]]:
     return [part.astype(np.int64) for part in np.split(inverse, edges)]
 
 
+def same_ranks(
+    group_a: NDArray[np.int64],
+    time_a: NDArray[np.int64],
+    group_b: NDArray[np.int64],
+    time_b: NDArray[np.int64],
+    *,
+    pause_ns: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return pairs (a, b) of the first in a burst with the first, the second with the second, and so on.
+
+    A burst are rows of one group, of both sides together, that follow each other within less than `pause_ns`.
+    Only bursts with as many rows on either side count, so that none need be missing.
+    """
+    time = np.concatenate([time_a, time_b])
+    group = np.concatenate([group_a, group_b])
+    order = np.lexsort((time, group))
+    new = np.diff(group[order], prepend=-1) != 0
+    new[1:] |= np.diff(time[order]) >= pause_ns
+    burst = np.cumsum(new)
+    first = order < time_a.size  # rows of the first side, in this order
+    in_a, in_b = burst[first], burst[~first]
+    bursts = int(burst[-1]) + 1 if burst.size else 0
+    even = np.bincount(in_a, minlength=bursts) == np.bincount(in_b, minlength=bursts)
+    return order[first][even[in_a]], order[~first][even[in_b]] - time_a.size
+
+
 def _neighbours(
     group: NDArray[np.int64],
     time: NDArray[np.int64],

@@ -8,7 +8,7 @@ import numpy as np
 
 from nattrace.ingest.l4 import fillings
 from nattrace.match import evidence
-from nattrace.match.keys import commonplace_keys
+from nattrace.match.keys import blank_echoes, commonplace_keys
 from nattrace.match.outcome import Matches
 from nattrace.match.pairing import unique_pairs
 from nattrace.table import TCP
@@ -24,6 +24,17 @@ if TYPE_CHECKING:
 TCP_REPEAT_NS = 100_000_000
 #: Without anything else to go by, sightings of one packet are no further apart than this.
 FAR_NS = 1_000_000_000
+#: A sender that repeats itself word for word waits longer than this between two copies (SIP 500 ms, DNS 1 s,
+#: the fastest games some 15 ms), and a packet stays for less in one host. Far points need votes (see `votes`).
+REPEAT_NS = 10_000_000
+#: IP identifications of a device that counts from its start are small; then many devices send the same ones.
+_YOUNG_ID = 1024
+#: So many times as many pairs of another binding outvote those that rest on an identification.
+_OUTVOTED = 8
+#: Windows with fewer candidates than this, or with fewer than this share of their packets among them, are
+#: looked through for identifications that do not tell packets apart. In all others they do.
+_CAREFUL_ROWS = 4_096
+_CAREFUL_SHARE = 0.9
 
 
 def match_unique(
@@ -40,13 +51,17 @@ def match_unique(
     `open_a` and `open_b` are the indices of the rows that have no partner yet.
     """
     ia, ib = unique_pairs(rows_a.exact[open_a], rows_b.exact[open_b])
-    first = _believe(rows_a, rows_b, open_a[ia], open_b[ib], window_ns, usual, book)
+    careful = ia.size < max(_CAREFUL_ROWS, _CAREFUL_SHARE * min(open_a.size, open_b.size))
+    first = _believe(rows_a, rows_b, open_a[ia], open_b[ib], window_ns, usual, book, careful=careful)
     left_a = _without(open_a, first.a, len(rows_a))
     left_b = _without(open_b, first.b, len(rows_b))
     ia, ib = unique_pairs(rows_a.content[left_a], rows_b.content[left_b])
-    if not ia.size:
+    ia, ib = left_a[ia], left_b[ib]
+    # where the identifications are equal as well, the pair has been judged
+    new = rows_a.exact[ia] != rows_b.exact[ib]
+    if not new.any():
         return first
-    second = _believe(rows_a, rows_b, left_a[ia], left_b[ib], window_ns, usual, book)
+    second = _believe(rows_a, rows_b, ia[new], ib[new], window_ns, usual, book, careful=careful)
     return Matches(
         np.concatenate([first.a, second.a]),
         np.concatenate([first.b, second.b]),
@@ -62,8 +77,13 @@ def _believe(
     window_ns: int,
     usual: Usual,
     book: AddressBook,
+    *,
+    careful: bool,
 ) -> Matches:
-    """Return which candidate pairs are believed by their own evidence."""
+    """Return which candidate pairs are believed by their own evidence.
+
+    `careful` has identifications of packets that say what others say looked at twice, see `_worn_ids`.
+    """
     if not a.size:
         return Matches(a, b, np.empty(0, np.uint16))
     bits, flags, conflict = evidence.weigh(rows_a.table, a, rows_b.table, b, book)
@@ -73,23 +93,86 @@ def _believe(
     told_apart = (flags & evidence.IP_ID) != 0
     tcp = (flags & evidence.TCP_SEQ) != 0
     endpoint = (flags & (evidence.SAME_SRC | evidence.SAME_DST)) != 0
-    repeated = np.flatnonzero(good & ~tcp & ~(told_apart & endpoint))
+    numbered = told_apart & endpoint
+    repeated = np.flatnonzero(good & ~tcp & (~numbered | careful))
     if repeated.size:
         # where it must carry the match, a payload may not be what everybody says all the time
         common = commonplace(rows_a, a[repeated]) | commonplace(rows_b, b[repeated])
-        good[repeated[common]] = False
+        unsure = repeated[common]
+        worn = ~numbered[unsure]
+        if careful:
+            worn |= _worn_ids(rows_a, a[unsure]) | _worn_ids(rows_b, b[unsure])
+        good[unsure[worn]] = False
+        if careful:
+            unsure = unsure[~worn]
+            good[unsure[_outvoted(rows_a, a, rows_b, b, good, unsure)]] = False
     acknowledged = tcp & ((flags & evidence.TCP_ACK) != 0)
     # a segment without an IP id may be another copy of itself, but not so soon
     usual.learn(delta[good & (told_apart | (acknowledged & (apart <= TCP_REPEAT_NS)))])
-    reach = usual.reach_ns()
-    if reach is not None:
-        limit = np.where(tcp, max(reach, TCP_REPEAT_NS), reach)
+    reach, longest = usual.reach_ns(), usual.longest_ns()
+    if reach is not None and longest is not None:
+        limit = np.where(tcp, longest + TCP_REPEAT_NS, min(reach, longest + REPEAT_NS))
         good &= told_apart | (apart <= limit)
     else:
-        good &= told_apart | tcp | (apart <= FAR_NS)
+        good &= told_apart | (apart <= np.where(tcp, TCP_REPEAT_NS, REPEAT_NS))
     if not good.all():
-        a, b, flags = a[good], b[good], flags[good]
+        a, b, flags, delta = a[good], b[good], flags[good], delta[good]
+    if longest is None:
+        usual.learn(delta)  # nothing was beyond doubt; what is believed is next best
     return Matches(a, b, flags)
+
+
+def _worn_ids(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return for which chosen rows the IP identification does not tell packets apart that say the same.
+
+    So it is for small ones, and where several packets that say the same have the same identification much
+    more often than chance would have it: their senders count in step.
+    """
+    table = rows.table
+    worn: NDArray[np.bool_] = table.ip_id[chosen] < _YOUNG_ID
+    alike = np.flatnonzero((table.protocol != TCP) & (table.ip_id != 0))
+    said, place = np.unique(commonplace_keys(table, alike), return_inverse=True)
+    place = place.reshape(-1)
+    identity = np.unique((place.astype(np.int64) << 32) | table.ip_id[alike])
+    sent = np.bincount(place, minlength=said.size)
+    different = np.bincount(identity >> 32, minlength=said.size)
+    by_chance = sent * (sent - 1.0) / (2 * 65536)
+    in_step = sent - different > 2 + 4 * by_chance
+    own = np.minimum(np.searchsorted(said, commonplace_keys(table, chosen)), max(said.size - 1, 0))
+    if said.size:
+        worn |= in_step[own]
+    return worn
+
+
+def _outvoted(
+    rows_a: Rows,
+    a: NDArray[np.int64],
+    rows_b: Rows,
+    b: NDArray[np.int64],
+    good: NDArray[np.bool_],
+    unsure: NDArray[np.int64],
+) -> NDArray[np.bool_]:
+    """Return which of the `unsure` pairs bind flows that many more good pairs bind to others at that time.
+
+    NAT keeps one binding of a flow at a time, so a few pairs beside it share an identification by chance.
+    """
+    chosen = np.flatnonzero(good)
+    time = rows_a.table.time_ns[a[chosen]]
+    binding = (rows_a.flow[a[chosen]] << 32) | rows_b.flow[b[chosen]]
+    bindings, member, pairs = np.unique(binding, return_inverse=True, return_counts=True)
+    member = member.reshape(-1)
+    first, last = np.full(bindings.size, 2**62), np.full(bindings.size, -(2**62))
+    np.minimum.at(first, member, time)
+    np.maximum.at(last, member, time)
+    own = member[np.searchsorted(chosen, unsure)]
+    result = np.zeros(unsure.size, np.bool_)
+    for end in (bindings >> 32, bindings & 0xFFFFFFFF):
+        order = np.lexsort((pairs, end))
+        strongest = order[np.searchsorted(end[order], end, "right") - 1][own]
+        at = rows_a.table.time_ns[a[unsure]]
+        beside = (first[strongest] <= at) & (at <= last[strongest])
+        result |= beside & (pairs[own] * _OUTVOTED < pairs[strongest])
+    return result
 
 
 def commonplace(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -110,6 +193,9 @@ def commonplace(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
     filled = fillings()
     hashes = rows.table.content_hash[chosen[asked]]
     result[asked] |= filled[np.minimum(np.searchsorted(filled, hashes), filled.size - 1)] == hashes
+    bare = asked[rows.table.content_length[chosen[asked]] == 0]
+    if bare.size:
+        result[bare] |= blank_echoes(rows.table, chosen[bare])
     return result
 
 

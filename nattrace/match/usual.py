@@ -16,6 +16,8 @@ _REACH_FACTOR = 4
 _REACH_FLOOR_NS = 100_000
 #: Latencies kept to learn what is usual between two points.
 _SAMPLE = 4_096
+#: Fewer latencies than this show less than the whole range.
+_FEW = 16
 
 
 @dataclass(slots=True)
@@ -30,6 +32,8 @@ class Usual:
         """Return how far apart two sightings of one packet usually are at most; None while unknown."""
         if self._longest is None and self._deltas:
             self._longest = int(np.percentile(np.abs(np.concatenate(self._deltas)), 99.5))
+            if self._count < _FEW:
+                self._longest = max(self._longest, _REACH_FLOOR_NS)
         return self._longest
 
     def reach_ns(self) -> int | None:

@@ -9,9 +9,9 @@ import numpy as np
 from nattrace.match import evidence
 from nattrace.match.edges import Edges, group_edges
 from nattrace.match.keys import M1, mix
-from nattrace.match.pairing import group_ids, nearest_pairs, unique_pairs
+from nattrace.match.pairing import group_ids, nearest_pairs, same_ranks, unique_pairs
 from nattrace.match.ties import without_ids
-from nattrace.match.unique import FAR_NS
+from nattrace.match.unique import FAR_NS, REPEAT_NS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,6 +28,11 @@ _VOTE_SHARE = 0.9
 MARGIN = 8
 #: Clock ticks closer than this say nothing about order (microsecond captures).
 FLOOR_NS = 1_000
+#: Between points of one host packets take so long (7 to 66 us were measured), when nothing is known yet: what
+#: is nearer than that is no nearer than any other.
+_HOST_NS = 50_000
+#: Packets that say the same and come in bursts keep their order mostly; bursts are so far apart at least.
+_PAUSE_NS = 1_000_000
 #: Latencies of elected pairs teach only up to this many medians; jitter on one host stays below.
 _TYPICAL_FACTOR = 4
 
@@ -48,6 +53,7 @@ def elect(
         return Edges.empty()
     rows_a, rows_b = rows_a.take(free_a), rows_b.take(free_b)
     by = "content" if without_ids(rows_a, rows_b) else "exact"
+    longest = usual.longest_ns()
     pairs: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = [
         unique_pairs(getattr(rows_a, by), getattr(rows_b, by))
     ]
@@ -58,20 +64,24 @@ def elect(
         ]
         group_a, group_b = group_ids(*keys)
         pairs.append(
+            same_ranks(group_a, rows_a.table.time_ns, group_b, rows_b.table.time_ns, pause_ns=_PAUSE_NS)
+        )
+        pairs.append(
             nearest_pairs(
                 group_a,
                 rows_a.table.time_ns,
                 group_b,
                 rows_b.table.time_ns,
                 window_ns=FAR_NS,
-                floor_ns=FLOOR_NS,
+                floor_ns=_HOST_NS if longest is None else max(longest // 2, FLOOR_NS),
                 margin=MARGIN,
                 rounds=1,
             )
         )
     both = np.unique(np.concatenate([np.stack(p) for p in pairs], axis=1), axis=1)
     a, b = both[0], both[1]
-    soon = np.abs(rows_b.table.time_ns[b] - rows_a.table.time_ns[a]) <= FAR_NS
+    soon_ns = FAR_NS if longest is None else longest + REPEAT_NS
+    soon = np.abs(rows_b.table.time_ns[b] - rows_a.table.time_ns[a]) <= soon_ns
     a, b = a[soon], b[soon]
     bits, flags, conflict = evidence.weigh(rows_a.table, a, rows_b.table, b, book)
     a, b, bits, flags = a[~conflict], b[~conflict], bits[~conflict], flags[~conflict]
