@@ -167,11 +167,12 @@ def _report(read: _Read, clocks: Clocks | None, uncorrected: Sequence[str]) -> R
     order = sorted(range(len(points)), key=lambda n: points[n].name)
     flows = FlowSequence(found.conversations, names, book)
     in_order = tuple(points[n] for n in order)
+    openings = [(names[n], infos[n].openings) for n, each in enumerate(layers) if each.home == n]
     return Report(
         version=__version__,
         points=in_order,
         flows=flows,
-        findings=tuple(diagnose(in_order, flows, uncorrected)),
+        findings=tuple(diagnose(in_order, flows, uncorrected, openings=openings, book=book)),
         accounting=_accounting(layers, found),
         rewrites=Rewrites(
             spool=read.spool,

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nattrace.ingest.openings import Openings
     from nattrace.model import Finding, Flow, Point
+    from nattrace.table import AddressBook
 
 #: Flows looked at to see whether anything crosses; those that go on are looked at by whoever needs them.
 _GLANCE = 64
@@ -18,14 +20,27 @@ _SEVERITIES = ("error", "warning", "info")
 
 
 def diagnose(
-    points: Sequence[Point], flows: Sequence[Flow], uncorrected: Sequence[str] = ()
+    points: Sequence[Point],
+    flows: Sequence[Flow],
+    uncorrected: Sequence[str] = (),
+    *,
+    openings: Sequence[tuple[str, Openings]] = (),
+    book: AddressBook | None = None,
 ) -> list[Finding]:
-    """Return all findings, most severe first; `uncorrected` are files whose clock could not be corrected."""
+    """Return all findings, most severe first.
+
+    `uncorrected` are files whose clock could not be corrected. `openings` are the points' names with what was
+    noted of TCP connections there, in the handles of `book`.
+    """
     found: list[Finding] = []
     if any(point.clock.at is not None for point in points):
         from nattrace.diagnose.clocks import clock_findings  # noqa: PLC0415 - most captures have one clock
 
         found += clock_findings(points, uncorrected)
+    if book is not None and sum(bool(each) for _, each in openings):
+        from nattrace.diagnose.proxies import proxied  # noqa: PLC0415 - only where TCP connections end
+
+        found += proxied(openings, flows, book)
     # missing points are a matter of captures in which nothing crosses
     if not any(len(flow.path) > 1 for flow in islice(flows, _GLANCE)):
         from nattrace.diagnose.missing_point import missing_point  # noqa: PLC0415 - seldom needed, dear to load

@@ -244,6 +244,7 @@ class FileCapture:
             info = self.points[records.point]
             info.decoded += len(table)
             info.skipped.update(skipped)
+            info.openings.note(records, table)
             yield Batch(records.point, table, inner=tuple(map(Inner.concatenate, inner)))
 
     def records(self) -> Iterator[Records]:
@@ -279,6 +280,7 @@ class FileCapture:
 
     def _conclude(self) -> None:
         for info in self.points:
+            info.openings.conclude()
             if self._files.damage:
                 info.truncated = True
                 info.damage = self._files.damage[0]

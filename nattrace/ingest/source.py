@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import numpy as np
 
+from nattrace.ingest.openings import Openings
 from nattrace.table import AddressBook, PacketTable
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class PointInfo:
     dated: bool = True
     named: bool = False  #: the user gave the name with NAME=, so it is never changed to make names unique
     damage: str | None = None  #: what is wrong with the file and at which byte, when `truncated`
+    openings: Openings = field(default_factory=Openings)  #: how TCP connections begin and end here
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,8 @@ class Worker:
                 raise payload
             if kind == "end":
                 self._outcome = cast("Outcome", payload)
+                for info in self._outcome.points:
+                    info.openings.translate(handles)
                 return
             slot, layout, point, layer, size_bytes, last, addresses = payload
             if addresses:

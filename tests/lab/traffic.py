@@ -207,6 +207,12 @@ class TcpConnection:
         """Send data to the server and wait for nothing."""
         self._client.sendall(data)
 
+    def answer(self, size: int, data: bytes) -> None:
+        """Receive `size` bytes that the client said before, and send it data back."""
+        assert len(_read(self._server, size)) == size
+        self._server.sendall(data)
+        assert _read(self._client, len(data)) == data
+
     def close(self, *, server_first: bool = False) -> None:
         """Close one end's half, then the other's, each seen by the other: FIN both ways, no RST.
 
