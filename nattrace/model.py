@@ -128,6 +128,16 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True)
+class Segments:
+    """Packets that changed size between two points: segmentation offload, other fragments. Counts and bytes."""
+
+    before: int  #: packets sent that were at least partly found
+    after: int  #: packets they arrived as
+    bytes: int  #: of their payload, in both
+    missing_bytes: int  #: of what was sent, not found after
+
+
+@dataclass(frozen=True, slots=True)
 class Crossing:
     """What became of one direction of a flow between two neighbouring points of its path."""
 
@@ -139,6 +149,7 @@ class Crossing:
     unknowable: int
     ambiguous: int
     latency: Latency
+    segments: Segments | None = None  #: None: every packet kept its size
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, overload
 
-from nattrace.model import Crossing, Flow, Latency, Translation, Tuple
+from nattrace.model import Crossing, Flow, Latency, Segments, Translation, Tuple
 from nattrace.nat.conversations import STATUS_NAMES, changed_fields, nat_kind
 from nattrace.table import ICMP, ICMPV6, PORTED, protocol_name
 
@@ -132,6 +132,7 @@ class FlowSequence(Sequence[Flow]):
             a.src.tolist(), a.dst.tolist(), a.sport.tolist(), a.dport.tolist(),
             n.matched[steps].tolist(), n.lost[steps].tolist(), n.unknowable[steps].tolist(),
             n.ambiguous[steps].tolist(), n.measurable[steps].tolist(), n.latency[steps].tolist(),
+            [None] * steps.size if n.segments is None else n.segments[steps].tolist(),
             strict=True,
         )  # fmt: skip
         translations: list[Translation | None] = []
@@ -139,7 +140,7 @@ class FlowSequence(Sequence[Flow]):
         to_points: list[str] = []
         for (
             v, p, f, t, changed, first, last, src, dst, sport, dport, src2, dst2, sport2, dport2,
-            matched, lost, unknowable, ambiguous, measurable, latency,
+            matched, lost, unknowable, ambiguous, measurable, latency, segments,
         ) in columns:  # fmt: skip
             source, target = names[f], names[t]
             to_points.append(target)
@@ -170,6 +171,7 @@ class FlowSequence(Sequence[Flow]):
                         unknowable[0],
                         ambiguous[0],
                         Latency(True, *latency[0]) if measurable[0] else _UNMEASURED,
+                        Segments(*segments[0]) if segments and segments[0][0] else None,
                     ),
                     Crossing(
                         source,
@@ -180,6 +182,7 @@ class FlowSequence(Sequence[Flow]):
                         unknowable[1],
                         ambiguous[1],
                         Latency(True, *latency[1]) if measurable[1] else _UNMEASURED,
+                        Segments(*segments[1]) if segments and segments[1][0] else None,
                     ),
                 )
             )

@@ -265,6 +265,13 @@ def _packet(
     return bytes(packet)
 
 
+def packet_at(
+    c: Conversation, seen: Seen, payload: bytes, *, reply: bool, ip_id: int, ttl: int, flags: int = 0x18
+) -> bytes:
+    """Return the IP packet that a conversation's next payload makes at the point where it looks like `seen`."""
+    return _packet(c, seen, payload, reply, ip_id, ttl, flags)
+
+
 def _sctp(sport: int, dport: int, tag: int, tsn: int, payload: bytes) -> bytes:
     """Return an SCTP packet with one DATA chunk (RFC 9260 section 3.3.1); dpkt's own class pads no chunk."""
     chunk = struct.pack(">BBHIHHI", 0, 3, 16 + len(payload), tsn, 0, 0, 0) + payload

@@ -63,7 +63,7 @@ def match_by_binding(
     rivals_a = np.where(_mute(rows_a, on_a, by), mix(lane_a * M2), key_a)
     rivals_b = np.where(_mute(rows_b, on_b, by), mix(lane_b * M2), key_b)
     group_a, group_b = group_ids(rivals_a, rivals_b)
-    shift = _usual_delta(edges, edge_a, back_a)
+    shift = usual_delta(edges, edge_a, back_a)
     # what is said once, and by nobody else, may be late: the first packet of a flow waits for ARP
     own_a, own_b = _distinct(rows_a, on_a), _distinct(rows_b, on_b)
     ua, ub = unique_pairs(key_a[own_a], key_b[own_b])
@@ -141,7 +141,7 @@ def edge_of(
     return result
 
 
-def _usual_delta(edges: Edges, edge: NDArray[np.int64], backward: NDArray[np.bool_]) -> NDArray[np.int64]:
+def usual_delta(edges: Edges, edge: NDArray[np.int64], backward: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return the mean delta of each packet's edge and direction, 0 where it has no samples."""
     count = np.where(backward, edges.backward[edge], edges.forward[edge])
     total = np.where(backward, edges.delta_backward[edge], edges.delta_forward[edge])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from nattrace.match.keys import ACK_END, has_ports
-from nattrace.table import ICMP, ICMPV6, TCP
+from nattrace.table import FRAGMENT_OFFSET, ICMP, ICMPV6, TCP
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from nattrace.table import AddressBook, PacketTable
 
 #: Evidence flags; `names` spells them for reports.
-ICMP_SEQ, TCP_SEQ, TCP_ACK, PAYLOAD, CHECKSUM, IP_ID, SAME_SRC, SAME_DST, BINDING, NEAREST = (
-    1 << n for n in range(10)
+ICMP_SEQ, TCP_SEQ, TCP_ACK, PAYLOAD, CHECKSUM, IP_ID, SAME_SRC, SAME_DST, BINDING, NEAREST, BYTE_RANGE = (
+    1 << n for n in range(11)
 )
 _NAMES = (
     "icmp-seq", "tcp-seq", "tcp-ack", "payload", "checksum", "ip-id", "same-src", "same-dst", "binding", "nearest",
+    "byte-range",
 )  # fmt: skip
 
 #: Bits of agreement from which a pair that is unique on both sides is believed on its own: an IP
@@ -116,7 +117,10 @@ def weigh(
     if blind.any():
         np.minimum(bits, np.int16(STRONG - 1), out=bits, where=blind)
 
-    conflict = (both_ids & ~same_id) | (both_residuals & ~same_residual)
+    conflict = both_ids & ~same_id
+    if conflict.any():
+        conflict &= ~_cut_anew(table_a, rows_a, table_b, rows_b)
+    conflict |= both_residuals & ~same_residual
     conflict |= ~(same_src | same_dst) & ~vouched & ~tcp_seq
     payload_length = np.minimum(a("payload_length"), b("payload_length"))
     conflict |= blind & (payload_length <= _TCP_OPTION_BYTES)
@@ -125,6 +129,32 @@ def weigh(
     group = book.is_group(version_a, dst_a) | book.is_group(version_b, dst_b)
     conflict |= group & ~(same_src & same_dst)
     return bits, flags, conflict
+
+
+def _cut_anew(
+    table_a: PacketTable, rows_a: NDArray[np.int64], table_b: PacketTable, rows_b: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Return which pairs may be one in spite of their identifications: first fragments over IPv6.
+
+    There whoever cuts a datagram gives it a new one (RFC 8200 section 4.5, kernel: ip6_fragment). Later fragments
+    say too little of their own; they follow their first one (`datagrams`).
+    """
+    six: NDArray[np.bool_] = (table_a.version[rows_a] == 6) & (table_b.version[rows_b] == 6)
+    if six.any():
+        six &= ((table_a.fragment[rows_a] | table_b.fragment[rows_b]) & np.uint16(FRAGMENT_OFFSET)) == 0
+    return six
+
+
+def kept_ends(
+    table_a: PacketTable, rows_a: NDArray[np.int64], table_b: PacketTable, rows_b: NDArray[np.int64]
+) -> NDArray[np.uint16]:
+    """Return SAME_SRC and SAME_DST where row rows_a[i] of one table has the addresses of row rows_b[i] of the other."""
+    same_version = table_a.version[rows_a] == table_b.version[rows_b]
+    flags: NDArray[np.uint16] = (same_version & (table_a.src[rows_a] == table_b.src[rows_b])) * np.uint16(
+        SAME_SRC
+    )
+    flags |= (same_version & (table_a.dst[rows_a] == table_b.dst[rows_b])) * np.uint16(SAME_DST)
+    return flags
 
 
 def said_bits(table: PacketTable, rows: NDArray[np.int64]) -> NDArray[np.int16]:

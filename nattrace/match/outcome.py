@@ -24,6 +24,13 @@ class Matches:
     b: NDArray[np.int64]
     flags: NDArray[np.uint16]
 
+    def among(self, rows_a: NDArray[np.int64], rows_b: NDArray[np.int64]) -> Matches:
+        """Return the matches between the given rows (ascending indices), as indices into those."""
+        kept = np.flatnonzero(np.isin(self.a, rows_a) & np.isin(self.b, rows_b))
+        return Matches(
+            np.searchsorted(rows_a, self.a[kept]), np.searchsorted(rows_b, self.b[kept]), self.flags[kept]
+        )
+
 
 @dataclass(slots=True)
 class Unmatched:

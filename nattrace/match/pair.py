@@ -14,13 +14,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nattrace.match.bindings import match_by_binding
+from nattrace.match.datagrams import Firsts
 from nattrace.match.edges import Edges, group_lanes, merge_edges
-from nattrace.match.outcome import ABSENT, Matches, Unmatched
+from nattrace.match.heads import edges_of, match_heads
+from nattrace.match.lanes import Lanes
+from nattrace.match.outcome import ABSENT, TIED, Matches, Unmatched
+from nattrace.match.pieces import Pieces, Resized
+from nattrace.match.resized import match_pieces
 from nattrace.match.rows import Rows
 from nattrace.match.ties import TIE_WINDOW_NS, candidates, tied_rows
 from nattrace.match.unique import commonplace
 from nattrace.match.usual import Usual
 from nattrace.match.votes import elect
+from nattrace.match.waiting import may_be_resized
 from nattrace.table import FRAGMENT_OFFSET, MORE_FRAGMENTS, TCP
 
 if TYPE_CHECKING:
@@ -49,6 +55,10 @@ class PairState:
     sample_time: list[NDArray[np.int64]] = field(default_factory=list)
     #: there are further points: hops may have to be divided between bindings of the next hop, packet by packet
     timed: bool = False
+    #: of packets matched in pieces, which have no samples yet
+    resized: list[Resized] = field(default_factory=list)
+    #: matched first fragments that tell how datagrams are identified at either point, see `datagrams.Firsts`
+    firsts: list[tuple[Rows, Rows]] = field(default_factory=list)
     waiting_a: list[Rows] = field(default_factory=list)
     waiting_b: list[Rows] = field(default_factory=list)
     unmatched_a: list[Unmatched] = field(default_factory=list)
@@ -63,6 +73,34 @@ class PairState:
         """Turn matched packets into partial edges and latency samples."""
         if not found.a.size:
             return
+        lane, delta = self._add_edges(rows_a, rows_b, found)
+        self.sample_lane.append(lane)
+        self.sample_delta.append(delta)
+        time = rows_a.table.time_ns[found.a]
+        self.sample_time.append(time if self.timed else time[:0])
+
+    def commit_pieces(self, rows_a: Rows, rows_b: Rows, found: Pieces) -> None:
+        """Turn packets matched in pieces into partial edges, and note what they add up to."""
+        if not found.a.size:
+            return
+        whole, found = found.split()
+        self.commit(rows_a, rows_b, whole)
+        if found.a.size:
+            lane, _ = self._add_edges(rows_a, rows_b, Matches(found.a, found.b, found.flags))
+            times = rows_a.table.time_ns, rows_b.table.time_ns
+            self.resized.append(Resized.of(found, lane.astype(np.int64), *times))
+
+    def _firsts(self, flows_a: NDArray[np.int64], flows_b: NDArray[np.int64], edges: Edges) -> Firsts:
+        """Return the first fragments matched so far whose later ones must be told by them, and forget them."""
+        rows_a = Rows.concatenate([rows for rows, _ in self.firsts])
+        rows_b = Rows.concatenate([rows for _, rows in self.firsts])
+        self.firsts = []
+        return Firsts(rows_a, rows_b, Lanes.of(rows_a, rows_b, flows_a, flows_b, edges).lane_a)
+
+    def _add_edges(
+        self, rows_a: Rows, rows_b: Rows, found: Matches
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Add partial edges for the pairs; return each pair's lane (see `sample_lane`) and delta, ns."""
         a, b = found.a, found.b
         backward = rows_a.backward[a]
         swap = backward != rows_b.backward[b]
@@ -75,11 +113,12 @@ class PairState:
         member += self.edge_count
         self.edges.append(edges)
         self.edge_count += len(edges)
-        self.sample_lane.append((member.astype(np.int32) << np.int32(1)) | backward)
-        self.sample_delta.append(delta)
-        self.sample_time.append(time if self.timed else time[:0])
+        firsts = Firsts.among(rows_a, rows_b, found)
+        if firsts is not None:
+            self.firsts.append(firsts)
         if self.on_match is not None:
             self.on_match(rows_a.take(a), rows_b.take(b), member, found.flags)
+        return (member.astype(np.int32) << np.int32(1)) | backward, delta
 
     def compact(self, flows_a: NDArray[np.int64], flows_b: NDArray[np.int64]) -> NDArray[np.int64]:
         """Merge partial edges, and follow flows to their new numbers; return the new number of every edge."""
@@ -92,6 +131,9 @@ class PairState:
         ):
             for rows in waiting:
                 rows.flow = flows[rows.flow]
+            for firsts in self.firsts:
+                side = firsts[0 if waiting is self.waiting_a else 1]
+                side.flow = flows[side.flow]
             for record in unmatched:
                 record.flow = flows[record.flow]
         return member
@@ -102,11 +144,20 @@ class PairState:
         of_lane[1::2] |= np.int32(1)
         # part by part: what is in the cache costs a fraction of what is not
         self.sample_lane = [of_lane[lanes] for lanes in self.sample_lane]
+        for part in self.resized:
+            part.follow_edges(member)
 
-    def settle(self, side: int, rows: Rows, leaving: NDArray[np.bool_], others: NDArray[np.uint64]) -> None:
+    def settle(
+        self,
+        side: int,
+        rows: Rows,
+        leaving: NDArray[np.bool_],
+        others: Rows,
+        open_others: NDArray[np.bool_],
+    ) -> None:
         """Take unmatched packets that leave the window: those with a candidate wait, the others are absent.
 
-        `others` are the content keys of the other side's unmatched packets in the window.
+        `open_others` says which of the other side's packets in the window, `others`, are unmatched.
         """
         left = np.flatnonzero(leaving)
         if not left.size:
@@ -114,8 +165,11 @@ class PairState:
         waiting = self.waiting_b if side == 0 else self.waiting_a
         # what waits for longer than anything is forwarded is no candidate of these
         oldest_ns = int(rows.table.time_ns[left].min()) - TIE_WINDOW_NS
-        recent = [part.content for part in waiting if int(part.table.time_ns.max()) >= oldest_ns]
-        waits = np.isin(rows.content[left], np.concatenate([others, *recent]))
+        recent = [part for part in waiting if int(part.table.time_ns.max()) >= oldest_ns]
+        there = [others.content[open_others], *(part.content for part in recent)]
+        waits = np.isin(rows.content[left], np.concatenate(there))
+        alone = np.flatnonzero(~waits)
+        waits[alone] = may_be_resized(rows, left[alone], others, np.flatnonzero(open_others), recent)
         if waits.any():
             waiter = rows.take(left[waits])
             waiter.common = commonplace(rows, left[waits])
@@ -164,7 +218,13 @@ class PairState:
         matched_a, matched_b = [], []
         edges, _ = merge_edges(self.edges, flows_a, flows_b)
         done_a, done_b = np.zeros(len(rows_a), np.bool_), np.zeros(len(rows_b), np.bool_)
+        pieces = Pieces.none()
         if len(rows_a) and len(rows_b):
+            heads = match_heads(rows_a, rows_b, TIE_WINDOW_NS, self.usual, self.book)
+            if heads.a.size:
+                begun = edges_of(rows_a, rows_b, heads, flows_a, flows_b)
+                same = (np.arange(1 + int(flows.max(initial=0))) for flows in (flows_a, flows_b))
+                edges, _ = merge_edges([edges, begun], *same)
             votes = elect(rows_a, rows_b, flows_a, flows_b, edges, self.usual, self.book)
             if len(votes):
                 edges = Edges.concatenate([edges, votes])
@@ -186,9 +246,23 @@ class PairState:
                 done_b[found.b] = True
                 matched_a.append(rows_a.number[found.a])
                 matched_b.append(rows_b.number[found.b])
+            open_a, open_b = np.flatnonzero(~done_a), np.flatnonzero(~done_b)
+            left_a, left_b = rows_a.take(open_a), rows_b.take(open_b)
+            lanes = Lanes.of(left_a, left_b, flows_a, flows_b, edges)
+            heads = heads.among(open_a, open_b)
+            firsts = self._firsts(flows_a, flows_b, edges)
+            pieces = match_pieces(left_a, left_b, lanes, heads, firsts, self.usual).of_rows(open_a, open_b)
+            self.commit_pieces(rows_a, rows_b, pieces)
+            done_a[pieces.a] = True
+            done_b[pieces.b] = True
+            matched_a.append(rows_a.number[np.unique(pieces.a)])
+            matched_b.append(rows_b.number[np.unique(pieces.b)])
         rest_a, rest_b = rows_a.take(~done_a), rows_b.take(~done_b)
         named = self.on_unmatched is not None
-        self.give_up(0, rest_a, tied_rows(rest_a, rest_b), candidates(rest_a, rest_b) if named else None)
-        self.give_up(1, rest_b, tied_rows(rest_b, rest_a), candidates(rest_b, rest_a) if named else None)
+        why_a, why_b = tied_rows(rest_a, rest_b), tied_rows(rest_b, rest_a)
+        for why, done, tied in ((why_a, done_a, pieces.tied_a), (why_b, done_b, pieces.tied_b)):
+            why[(np.cumsum(~done) - 1)[tied]] = TIED
+        self.give_up(0, rest_a, why_a, candidates(rest_a, rest_b) if named else None)
+        self.give_up(1, rest_b, why_b, candidates(rest_b, rest_a) if named else None)
         none = [np.empty(0, np.int64)]
         return np.concatenate(matched_a + none), np.concatenate(matched_b + none)

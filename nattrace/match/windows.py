@@ -190,8 +190,8 @@ class Matcher:
         leaving = [of_point.table.time_ns < limit for of_point in rows]
         for (i, j), pair in self.pairs.items():
             open_a, open_b = ~self.points[i].paired[j], ~self.points[j].paired[i]
-            pair.settle(0, rows[i], open_a & leaving[i], rows[j].content[open_b])
-            pair.settle(1, rows[j], open_b & leaving[j], rows[i].content[open_a])
+            pair.settle(0, rows[i], open_a & leaving[i], rows[j], open_b)
+            pair.settle(1, rows[j], open_b & leaving[j], rows[i], open_a)
             if horizon_ns is not None and pair.waiting_rows() > WAITING_LIMIT:
                 self._resolve(i, j)
         compared = {point for pair_of_points in self.pairs for point in pair_of_points}

@@ -10,6 +10,7 @@ import numpy as np
 
 from nattrace.match.edges import merge_edges
 from nattrace.match.outcome import Unmatched
+from nattrace.match.pieces import Resized
 from nattrace.match.prepare import carriers
 from nattrace.nat.conversations import Conversations, build
 from nattrace.nat.encapsulations import name_encapsulations
@@ -180,6 +181,7 @@ def _evidence(
             ),
             margin_ns=state.usual.reach_ns() or 0,
             clock_bound_ns=clock_bound_ns,
+            resized=Resized.concatenate(state.resized),
         ),
         member,
     )

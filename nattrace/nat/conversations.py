@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nattrace.nat.hops import HopCounts, Onward, count_hops
+from nattrace.nat.hops import HopCounts, Onward, count_hops, with_sent_samples
 from nattrace.nat.lifetimes import divide
 from nattrace.nat.orientation import opening_side
 from nattrace.nat.paths import Hops, direct, ends, follow, without_shortcuts
@@ -99,6 +99,7 @@ def build(
     """
     edges: dict[tuple[int, int], Edges] = {key: pair.edges for key, pair in pairs.items()}
     directed = direct(edges, flows, {key: pair.clock_bound_ns for key, pair in pairs.items()}, homes)
+    pairs = {key: with_sent_samples(pairs[key], number, directed) for number, key in enumerate(sorted(pairs))}
     hops = without_shortcuts(directed, flows)
     evidence = [pairs[key] for key in sorted(pairs)]
     hops, blocks, division = divide(hops, follow(hops, flows), evidence, ends(hops, flows))

@@ -6,13 +6,14 @@ else is unknowable. A packet that could be several of the other point's packets 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nattrace.match.bindings import edge_of
 from nattrace.match.outcome import TIED
+from nattrace.match.pieces import Resized
 from nattrace.nat.resized import resized
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class PairEvidence:
     unmatched: tuple[Unmatched, Unmatched]  #: first point's, second point's; merged flow numbers
     margin_ns: int  #: how much later the other point may see a packet
     clock_bound_ns: int | None = 0  #: by how much the points' clocks may still differ; None: unknown
+    resized: Resized = field(default_factory=lambda: Resized.concatenate([]))  #: of packets matched in pieces
 
 
 @dataclass(slots=True)
@@ -106,6 +108,9 @@ class HopCounts:
     reasons: dict[int, list[tuple[NDArray[np.int64], NDArray[np.uint8]]]] = field(default_factory=dict)
     #: point to merged flows that have a tied packet
     tied_flows: dict[int, NDArray[np.int64]] = field(default_factory=dict)
+    #: (hops, 2, 4): packets matched in pieces, before and after the hop, bytes of them that crossed and bytes
+    #: that are missing after it; None where nothing changed size anywhere
+    segments: NDArray[np.int64] | None = None
 
     @property
     def missing(self) -> NDArray[np.int64]:
@@ -169,6 +174,7 @@ def count_hops(
         hop_of_edge = np.full(len(pair.edges), -1, np.int64)
         hop_of_edge[hops.edge[mine[::-1]]] = mine[::-1]  # a divided hop stands before its pieces
         _matched(counts, hops, mine, pair.edges)
+        _in_pieces(counts, hops, hop_of_edge, pair.resized)
         _latencies(counts, hops, hop_of_edge, pair, division.pieces.get(number) if division else None)
         first, second = pair.unmatched
         places = [_place(hops, hop_of_edge, pair.edges, pair.unmatched[side], side) for side in (0, 1)]
@@ -191,6 +197,50 @@ def _matched(counts: HopCounts, hops: Hops, mine: NDArray[np.int64], edges: Edge
     forward_a = hops.forward[mine] ^ (hops.reverse[mine] & hops.swap[mine])
     counts.matched[mine, 0] = np.where(forward_a, edges.forward[edge], edges.backward[edge])
     counts.matched[mine, 1] = np.where(forward_a, edges.backward[edge], edges.forward[edge])
+
+
+def _in_pieces(counts: HopCounts, hops: Hops, hop_of_edge: NDArray[np.int64], resized: Resized) -> None:
+    """Count packets matched in pieces once each, at the sending point, and what became of their bytes."""
+    hop = hop_of_edge[resized.lane >> 1]
+    rows = np.flatnonzero(hop >= 0)
+    if not rows.size:
+        return
+    hop = hop[rows]
+    reply, sent_by_a = hops.way(hop, (resized.lane[rows] & 1) != 0)
+    if counts.segments is None:
+        counts.segments = np.zeros((len(hops), 2, 4), np.int64)
+    of_a, of_b = resized.frames_a[rows], resized.frames_b[rows]
+    before, after = np.where(sent_by_a, of_a, of_b), np.where(sent_by_a, of_b, of_a)
+    sent = np.where(sent_by_a, resized.bytes_a[rows], resized.bytes_b[rows])
+    place = (hop, reply.astype(np.int64))
+    np.add.at(counts.matched, place, before - resized.pairs[rows])
+    figures = (before, after, resized.bytes[rows], sent - resized.bytes[rows])
+    np.add.at(counts.segments, place, np.stack(figures, axis=1))
+
+
+def with_sent_samples(pair: PairEvidence, number: int, hops: Hops) -> PairEvidence:
+    """Return the evidence of pair number `number` with one latency sample more for each packet sent in pieces.
+
+    Which of the two sides sent it is known once the hops have their directions.
+    """
+    resized = pair.resized
+    if not resized.lane.size:
+        return pair
+    hop_of_edge = np.full(len(pair.edges), -1, np.int64)
+    mine = np.flatnonzero(hops.pair == number)
+    hop_of_edge[hops.edge[mine]] = mine
+    lanes, deltas, times = list(pair.sample_lane), list(pair.sample_delta), list(pair.sample_time)
+    for first, lane, delta, time in (
+        (True, resized.sample_lane_a, resized.sample_delta_a, resized.sample_time_a),
+        (False, resized.sample_lane_b, resized.sample_delta_b, resized.sample_time_b),
+    ):
+        hop = hop_of_edge[lane >> 1]
+        chosen = np.flatnonzero(hop >= 0)
+        chosen = chosen[hops.way(hop[chosen], (lane[chosen] & 1) != 0)[1] == first]
+        lanes.append(lane[chosen].astype(np.int32))
+        deltas.append(delta[chosen])
+        times.append(time[chosen])
+    return replace(pair, sample_lane=lanes, sample_delta=deltas, sample_time=times)
 
 
 def _latencies(

@@ -46,6 +46,17 @@ class Hops:
         """Hops."""
         return int(self.pair.size)
 
+    def way(
+        self, hop: NDArray[np.int64], backward: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return whether packets of the given hops are replies, and whether the pair's first point sent them.
+
+        `backward` is their direction at the pair's first point.
+        """
+        forward_a = self.forward[hop] ^ (self.reverse[hop] & self.swap[hop])
+        reply = backward == forward_a
+        return reply, reply == self.reverse[hop]
+
 
 def direct(
     pairs: Mapping[tuple[int, int], Edges],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from nattrace.report.json import encapsulation_json
 from nattrace.table import ICMP, ICMPV6, protocol_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from nattrace.nat.conversations import Conversations, Tuples
     from nattrace.nat.hops import HopCounts
@@ -33,6 +34,7 @@ _BLOCK = 1024
 _WORTH_A_FORK = 16_384
 
 _NOTHING_MISSING = ', "lost": 0, "unknowable": 0, "ambiguous": 0, "latency": {'
+_NOTHING_RESIZED = '}, "segments": null}'
 _UNMEASURED = '"measurable": false, "min_ns": null, "median_ns": null, "p99_ns": null, "max_ns": null'
 
 
@@ -171,7 +173,10 @@ def _directions(counts: HopCounts, steps: Any, direction: int) -> list[str]:
         counts.measurable[steps, direction].tolist(), *counts.latency[steps, direction].T.tolist(),
         strict=True,
     )  # fmt: skip
-    for matched, lost, unknowable, ambiguous, measurable, low, median, p99, high in columns:
+    pieces = _segments(counts, steps, direction)
+    for (matched, lost, unknowable, ambiguous, measurable, low, median, p99, high), segments in zip(
+        columns, pieces, strict=False
+    ):
         if lost or unknowable or ambiguous:
             rest = f', "lost": {lost}, "unknowable": {unknowable}, "ambiguous": {ambiguous}, "latency": {{'
         else:
@@ -179,11 +184,23 @@ def _directions(counts: HopCounts, steps: Any, direction: int) -> list[str]:
         if measurable:
             found.append(
                 f'{matched}{rest}"measurable": true, "min_ns": {low}, "median_ns": {median}, '
-                f'"p99_ns": {p99}, "max_ns": {high}}}}}'
+                f'"p99_ns": {p99}, "max_ns": {high}{segments}'
             )
         else:
-            found.append(f"{matched}{rest}{_UNMEASURED}}}}}")
+            found.append(f"{matched}{rest}{_UNMEASURED}{segments}")
     return found
+
+
+def _segments(counts: HopCounts, steps: Any, direction: int) -> Iterable[str]:
+    """Return the ends of one direction's crossings, from the end of the latency on."""
+    if counts.segments is None:
+        return repeat(_NOTHING_RESIZED)
+    return [
+        f'}}, "segments": {{"before": {before}, "after": {after}, "bytes": {size}, "missing_bytes": {missing}}}}}'
+        if before
+        else _NOTHING_RESIZED
+        for before, after, size, missing in counts.segments[steps, direction].tolist()
+    ]
 
 
 @lru_cache(maxsize=32)

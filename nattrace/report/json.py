@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Latency,
         Point,
         Rule,
+        Segments,
         Translation,
         Tuple,
     )
@@ -187,6 +188,7 @@ def crossing_dict(crossing: Crossing) -> dict[str, Any]:
         "unknowable": crossing.unknowable,
         "ambiguous": crossing.ambiguous,
         "latency": _latency_dict(crossing.latency),
+        "segments": _segments_dict(crossing.segments),
     }
 
 
@@ -276,7 +278,7 @@ def _crossing_json(crossing: Crossing) -> str:
     return (
         f'{_crossing_head(crossing.from_point, crossing.to_point, crossing.direction)}"matched": {crossing.matched}, '
         f'"lost": {crossing.lost}, "unknowable": {crossing.unknowable}, "ambiguous": {crossing.ambiguous}, '
-        f'"latency": {figures}}}'
+        f'"latency": {figures}, "segments": {json.dumps(_segments_dict(crossing.segments))}}}'
     )
 
 
@@ -324,6 +326,17 @@ def _latency_dict(latency: Latency) -> dict[str, Any]:
         "median_ns": latency.median_ns,
         "p99_ns": latency.p99_ns,
         "max_ns": latency.max_ns,
+    }
+
+
+def _segments_dict(segments: Segments | None) -> dict[str, int] | None:
+    if segments is None:
+        return None
+    return {
+        "before": segments.before,
+        "after": segments.after,
+        "bytes": segments.bytes,
+        "missing_bytes": segments.missing_bytes,
     }
 
 

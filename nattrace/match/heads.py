@@ -1,0 +1,90 @@
+"""Heads: a packet that was cut, and its first piece, begin alike; that binds flows in which nothing kept its size.
+
+The first segment of a super-frame has its sequence number, acknowledgement number, window, options, first bytes
+and IP identification; a first fragment has its datagram's header with the checksum over the whole datagram.
+So heads are compared as whole packets are, lengths apart, and believed on the same evidence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nattrace.match.edges import Edges, group_edges
+from nattrace.match.keys import M1, M2, mix
+from nattrace.match.outcome import Matches
+from nattrace.match.streams import same_transmission_word, stream_rows
+from nattrace.match.unique import match_unique
+from nattrace.table import FRAGMENT_OFFSET, ICMP, ICMPV6, MORE_FRAGMENTS, TCP
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from nattrace.match.rows import Rows
+    from nattrace.match.usual import Usual
+    from nattrace.table import AddressBook, PacketTable
+
+#: Bytes that a head must have said before it can be recognised.
+HEAD_BYTES = 8
+
+
+def head_rows(table: PacketTable) -> NDArray[np.bool_]:
+    """Return which packets may be the first piece of one, or be cut themselves."""
+    first = (table.fragment & np.uint16(FRAGMENT_OFFSET)) == 0
+    rows: NDArray[np.bool_] = first & (table.content_length >= HEAD_BYTES) & (table.payload_length > 0)
+    return rows
+
+
+def head_keys(table: PacketTable) -> NDArray[np.uint64]:
+    """Return a key of what each packet says at its beginning, its size apart; never addresses, ports, ids."""
+    tcp = table.protocol == TCP
+    icmp = (table.protocol == ICMP) | (table.protocol == ICMPV6)
+    word = np.where(tcp, same_transmission_word(table), np.uint64(0))
+    kind = (table.icmp_type.astype(np.uint64) << np.uint64(8)) | table.icmp_code
+    word ^= np.where(icmp, kind, np.uint64(0))
+    word *= M1
+    word ^= (table.seq.astype(np.uint64) << np.uint64(32)) | table.protocol
+    word *= M2
+    word ^= table.content_hash
+    return mix(word)
+
+
+def match_heads(rows_a: Rows, rows_b: Rows, window_ns: int, usual: Usual, book: AddressBook) -> Matches:
+    """Return pairs of packets of different sizes whose beginnings are the same, as far as evidence suffices."""
+    a, b = (np.flatnonzero(head_rows(rows.table)) for rows in (rows_a, rows_b))
+    if not a.size or not b.size:
+        return Matches(a[:0], b[:0], np.empty(0, np.uint16))
+    heads_a, heads_b = _as_heads(rows_a, a), _as_heads(rows_b, b)
+    found = match_unique(heads_a, np.arange(a.size), heads_b, np.arange(b.size), window_ns, usual, book)
+    # equals were compared before, and refused for a reason
+    different = rows_a.content[a[found.a]] != rows_b.content[b[found.b]]
+    return Matches(a[found.a[different]], b[found.b[different]], found.flags[different])
+
+
+def _as_heads(rows: Rows, chosen: NDArray[np.int64]) -> Rows:
+    """Return rows whose keys are those of their beginnings, and whose checksums speak only where both cover all.
+
+    A fragment's checksum covers its datagram; a segment's covers the segment alone.
+    """
+    heads = rows.take(chosen)
+    table = heads.table
+    cut = (table.fragment & np.uint16(MORE_FRAGMENTS)) != 0
+    known = table.residual_known & (cut | ~stream_rows(table))
+    content = head_keys(table)
+    exact = mix(content ^ (table.ip_id.astype(np.uint64) + np.uint64(1)) * M1)
+    return replace(heads, table=replace(table, residual_known=known), content=content, exact=exact)
+
+
+def edges_of(
+    rows_a: Rows, rows_b: Rows, found: Matches, flows_a: NDArray[np.int64], flows_b: NDArray[np.int64]
+) -> Edges:
+    """Return the edges, between merged flows, that the given pairs add up to."""
+    a, b = found.a, found.b
+    backward = rows_a.backward[a]
+    time = rows_a.table.time_ns[a]
+    return group_edges(
+        flows_a[rows_a.flow[a]], flows_b[rows_b.flow[b]], backward != rows_b.backward[b], backward, time,
+        rows_a.table.ttl[a].astype(np.int64) - rows_b.table.ttl[b], rows_b.table.time_ns[b] - time, found.flags,
+    )[0]  # fmt: skip

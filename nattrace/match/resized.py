@@ -1,0 +1,31 @@
+"""Resized: everything that may be in other packets at the other point than it was, tried kind by kind.
+
+Called when bindings are known, with what found no equal. This module only divides the packets among the kinds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nattrace.match.datagrams import match_datagrams
+from nattrace.match.pieces import Pieces
+from nattrace.match.streams import match_streams
+
+if TYPE_CHECKING:
+    from nattrace.match.datagrams import Firsts
+    from nattrace.match.lanes import Lanes
+    from nattrace.match.outcome import Matches
+    from nattrace.match.rows import Rows
+    from nattrace.match.usual import Usual
+
+
+def match_pieces(
+    rows_a: Rows, rows_b: Rows, lanes: Lanes, heads: Matches, firsts: Firsts, usual: Usual
+) -> Pieces:
+    """Return all packets matched in pieces, and the tied ones.
+
+    `heads` are recognised beginnings among the rows, `firsts` fragments that were matched before.
+    """
+    streams = match_streams(rows_a, rows_b, lanes, usual)
+    datagrams = match_datagrams(rows_a, rows_b, lanes.without(streams.a, streams.b), heads, firsts, usual)
+    return Pieces.concatenate([streams, datagrams])
