@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
-from lab import oracle
+from lab import oracle, pieces
 from lab.oracle import ExpectedRow, Seen, expected_rows, token_rows
 from lab.truth import ANSWERING_TYPE, Addressing, Entry, Hop, Truth
 
@@ -26,20 +26,28 @@ Binding = tuple[str, Addressing, Addressing]
 
 def check_against_truth(report: Any, truth: Truth, folder: Path) -> None:
     """Compare the report of the pcaps in `folder` with what the kernel did; raises AssertionError."""
-    points = read_points(folder)
+    points = read_points(folder, truth)
     check_translations(report, truth, points)
     check_rows(report, truth, points)
+    check_sizes(report, truth, points)
     check_losses(report, truth, points)
     check_lives(report)
     check_accounting(report, folder)
 
 
-def read_points(folder: Path) -> Points:
-    """Read every pcap of a folder with the oracle's reader, by point name."""
+def read_points(folder: Path, truth: Truth | None = None) -> Points:
+    """Read every pcap of a folder with the oracle's reader for packets of this truth, by point name."""
     found: Points = {}
     for path in sorted(folder.glob("*.pcap")):
-        found |= oracle.read_points(path)
+        if truth is not None and truth.resized:
+            found[path.stem] = pieces.read(path)
+        else:
+            found |= oracle.read_points(path)
     return found
+
+
+def _expected(truth: Truth, hop: Hop, points: Points) -> set[ExpectedRow]:
+    return set(pieces.expected_pieces(hop, points)) if truth.resized else expected_rows(hop, points)
 
 
 def check_translations(report: Any, truth: Truth, points: Points) -> None:
@@ -60,7 +68,7 @@ def check_translations(report: Any, truth: Truth, points: Points) -> None:
         twice = [way for way, count in shown.items() if count > 1 and _overlap(report, *way)]
         assert not twice, f"{name}: translations shown more than once: {twice}"
         bindings = {binding for binding, _ in shown}
-        seen = {_binding(entry): entry for entry in _seen_entries(hop, points)}
+        seen = {_binding(entry): entry for entry in _seen_entries(truth, hop, points)}
         parts = {part for entry in seen.values() for part in _parts(entry)}
         of_others = {
             binding
@@ -94,7 +102,7 @@ def check_rows(report: Any, truth: Truth, points: Points) -> None:
     )
     expected: set[ExpectedRow] = set()
     for hop in truth.hops:
-        expected |= expected_rows(hop, points)
+        expected |= _expected(truth, hop, points)
     wrong = sorted(set(shown) - expected)
     assert not wrong, f"{len(wrong)} wrong rows of {len(shown)}: {wrong[:5]}"
     missing = sorted(expected - set(shown))
@@ -141,6 +149,27 @@ def _check_row(row: Any, frames: Mapping[str, Mapping[int, Seen]]) -> None:
     assert set(row.changed) == changed, row
 
 
+def check_sizes(report: Any, truth: Truth, points: Points) -> None:
+    """Check that of packets which changed size as many bytes are said to have crossed as the oracle finds.
+
+    Every byte of a packet that the oracle finds no place for must be called missing.
+    """
+    counts = Counter[str]()
+    for hop in truth.hops if truth.resized else ():
+        rows = pieces.expected_pieces(hop, points)
+        changed = {row: each for row, each in rows.items() if not each.size == each.before == each.after}
+        before = {(row.before_point, row.before_frame): each.before for row, each in changed.items()}
+        size = sum(each.size for each in changed.values())
+        counts["before"] += len(before)
+        counts["after"] += len({(row.after_point, row.after_frame) for row in changed})
+        counts["bytes"] += size
+        counts["missing_bytes"] += sum(before.values()) - size
+    shown = [crossing.segments for flow in report.flows for crossing in flow.crossings if crossing.segments]
+    for name, count in counts.items():
+        said = sum(getattr(each, name) for each in shown)
+        assert said == count, f"{name} of packets that changed size: {said}, the oracle says {count}"
+
+
 def check_losses(report: Any, truth: Truth, points: Points) -> None:
     """Check that as many packets are called lost as the kernel dropped, and no others.
 
@@ -168,20 +197,21 @@ def check_lives(report: Any) -> None:
 
     The rows themselves are held against the kernel's entries; here they say how many packets of each
     direction crossed each hop of a flow, when the first and the last did, and that one packet belongs to
-    one flow all along its path.
+    one flow all along its path. A packet that crossed in pieces has a row for each and counts once.
     """
     rows = [row for row in report.rewrites.all() if hasattr(row, "before")]
-    crossed: Counter[tuple[int, str, str, str]] = Counter()
+    sent: dict[tuple[int, str, str, str], set[int]] = defaultdict(set)
     times: dict[tuple[int, str, str], list[int]] = defaultdict(list)
     flow_of: dict[tuple[str, int], int] = {}
     for row in rows:
         ends = (row.before, row.after) if row.direction == "original" else (row.after, row.before)
         hop = (row.flow, ends[0].point, ends[1].point)
-        crossed[*hop, row.direction] += 1
+        sent[*hop, row.direction].add(row.before.frame)
         times[hop].append(ends[0].time)
         for sighting in ends:
             own = flow_of.setdefault((sighting.point, sighting.frame), row.flow)
             assert own == row.flow, f"{sighting.point}:{sighting.frame} is of flows {own} and {row.flow}"
+    crossed = {hop: len(frames) for hop, frames in sent.items()}
     # a path may pass one point twice (hairpin): its hops then share their names
     said: Counter[tuple[int, str, str, str]] = Counter()
     for flow in report.flows:
@@ -196,7 +226,8 @@ def check_lives(report: Any) -> None:
                 continue
             own_times = times[flow.id, each.from_point, each.to_point]
             assert (each.first, each.last) == (min(own_times), max(own_times)), (flow.id, each)
-        if flow.crossings and not any(c.lost or c.unknowable or c.ambiguous for c in flow.crossings):
+        whole = not any(c.lost or c.unknowable or c.ambiguous or c.segments for c in flow.crossings)
+        if flow.crossings and whole:
             first = [c.matched for c in flow.crossings[:2]]
             assert [flow.packets_original, flow.packets_reply] == first, flow
 
@@ -219,12 +250,12 @@ def _count_records(path: Path) -> int:
     return count
 
 
-def _seen_entries(hop: Hop, points: Points) -> list[Entry]:
+def _seen_entries(truth: Truth, hop: Hop, points: Points) -> list[Entry]:
     """Return the hop's translated entries of which both points show at least one same packet."""
     return [
         entry
         for entry in {_binding(each): each for each in hop.entries if each.translated}.values()
-        if expected_rows(replace(hop, entries=(entry,)), points)
+        if _expected(truth, replace(hop, entries=(entry,)), points)
     ]
 
 

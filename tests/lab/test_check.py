@@ -16,7 +16,7 @@ from nattrace.model import Rewrite, Sighting, Translation, Tuple
 
 FOLDER = Path(__file__).resolve().parents[1] / "fixtures" / "lab" / "icmp_id_collision"
 TRUTH = Truth.load(FOLDER / "truth.json")
-POINTS = read_points(FOLDER)
+POINTS = read_points(FOLDER, TRUTH)
 ENTRIES = TRUTH.hops[0].entries
 
 

@@ -34,17 +34,17 @@ def recorded(request: pytest.FixtureRequest) -> tuple[Any, Truth, Path]:
 
 def test_translations_are_the_kernels(recorded: tuple[Any, Truth, Path]) -> None:
     report, truth, folder = recorded
-    check_translations(report, truth, read_points(folder))
+    check_translations(report, truth, read_points(folder, truth))
 
 
 def test_rows_are_the_packets_that_the_kernel_rewrote(recorded: tuple[Any, Truth, Path]) -> None:
     report, truth, folder = recorded
-    check_rows(report, truth, read_points(folder))
+    check_rows(report, truth, read_points(folder, truth))
 
 
 def test_losses_are_what_the_kernel_dropped(recorded: tuple[Any, Truth, Path]) -> None:
     report, truth, folder = recorded
-    check_losses(report, truth, read_points(folder))
+    check_losses(report, truth, read_points(folder, truth))
 
 
 def test_every_record_is_accounted_for(recorded: tuple[Any, Truth, Path]) -> None:

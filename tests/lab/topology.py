@@ -158,13 +158,20 @@ def client_address_v6(number: int) -> str:
 
 @contextmanager
 def lab(
-    clients: int, *, hops: int = 1, ipv6: bool = False, bridge_netfilter: bool = True, others: int = 0
+    clients: int,
+    *,
+    hops: int = 1,
+    ipv6: bool = False,
+    bridge_netfilter: bool = True,
+    others: int = 0,
+    offload: bool = False,
 ) -> Iterator[Lab]:
     """Build the hosts and links of one run and take them down again.
 
-    `clients` containers stand behind `hops` routers (1 or 2), `others` on a second bridge of the first. No rule is set: routers forward and do not
-    translate. `bridge_netfilter` is Docker's own setting, where the kernel has it. Raises RuntimeError when
-    a command fails.
+    `clients` containers stand behind `hops` routers (1 or 2), `others` on a second bridge of the first. No
+    rule is set: routers forward and do not translate. `bridge_netfilter` is Docker's own setting, where the
+    kernel has it. With `offload` interfaces keep what the kernel gives them: one super-frame may then cross
+    as many segments. Raises RuntimeError when a command fails.
     """
     tag = f"nt-{os.getpid()}-{next(_RUN)}"
     with ExitStack() as stack:
@@ -188,17 +195,17 @@ def lab(
         if BRIDGE_NETFILTER.exists():
             for family in ("iptables", "ip6tables"):
                 router.sysctl(f"bridge.bridge-nf-call-{family}", int(bridge_netfilter))
-        _bridge(router, containers, ipv6=ipv6)
+        _bridge(router, containers, ipv6=ipv6, offload=offload)
         neighbours = [host(f"o{number}") for number in range(1, others + 1)]
         if neighbours:
             _plug(router, neighbours)
         if hops == 2:
-            _cable(router, "mid0", routers[1], "mid0")
+            _cable(router, "mid0", routers[1], "mid0", offload=offload)
             router.address("mid0", MIDDLE_NEAR, 24)
             routers[1].address("mid0", MIDDLE_FAR, 24)
             router.route("default", MIDDLE_FAR)
         outer = routers[-1]
-        _cable(outer, "eth0", internet, "eth0")
+        _cable(outer, "eth0", internet, "eth0", offload=offload)
         outer.address("eth0", UPLINK, 24)
         outer.route("default", GATEWAY)
         internet.address("eth0", GATEWAY, 24)
@@ -223,7 +230,7 @@ def lab(
         )
 
 
-def _bridge(router: Namespace, containers: list[Namespace], *, ipv6: bool) -> None:
+def _bridge(router: Namespace, containers: list[Namespace], *, ipv6: bool, offload: bool) -> None:
     """Make docker0 and plug every container into it."""
     with router.netlink() as ip:
         ip.link("add", ifname="docker0", kind="bridge")
@@ -232,7 +239,7 @@ def _bridge(router: Namespace, containers: list[Namespace], *, ipv6: bool) -> No
     if ipv6:
         router.address("docker0", BRIDGE_V6, 64)
     for number, container in enumerate(containers, 1):
-        _cable(router, f"veth{number}", container, "eth0")
+        _cable(router, f"veth{number}", container, "eth0", offload=offload)
         with router.netlink() as ip:
             bridge, port = ip.link_lookup(ifname="docker0")[0], ip.link_lookup(ifname=f"veth{number}")[0]
             ip.link("set", index=port, master=bridge)
@@ -263,7 +270,7 @@ def _plug(router: Namespace, containers: list[Namespace]) -> None:
     router.address(OTHER_BRIDGE, OTHER_GATEWAY, 16)
     router.up(OTHER_BRIDGE)
     for number, container in enumerate(containers, 1):
-        _cable(router, f"veth-o{number}", container, "eth0")
+        _cable(router, f"veth-o{number}", container, "eth0", offload=False)
         with router.netlink() as ip:
             bridge, port = (ip.link_lookup(ifname=name)[0] for name in (OTHER_BRIDGE, f"veth-o{number}"))
             ip.link("set", index=port, master=bridge)
@@ -271,13 +278,14 @@ def _plug(router: Namespace, containers: list[Namespace]) -> None:
         container.route("default", OTHER_GATEWAY)
 
 
-def _cable(here: Namespace, name: str, there: Namespace, peer: str) -> None:
-    """Join two namespaces with a veth pair, both ends up, segmentation offload off.
+def _cable(here: Namespace, name: str, there: Namespace, peer: str, *, offload: bool) -> None:
+    """Join two namespaces with a veth pair, both ends up, segmentation offload off unless wanted.
 
-    Offload is off because one super-frame that leaves as many segments is another story than NAT.
+    Mostly it is off, because one super-frame that leaves as many segments is another story than NAT.
     """
     with here.netlink() as ip:
         ip.link("add", ifname=name, kind="veth", peer={"ifname": peer, "net_ns_fd": there.name})
     for host, interface in ((here, name), (there, peer)):
-        host.run(f"ethtool -K {interface} tso off gso off gro off")
+        if not offload:
+            host.run(f"ethtool -K {interface} tso off gso off gro off")
         host.up(interface)

@@ -105,6 +105,7 @@ class Truth:
     tied: bool = (
         False  #: whether packets are alike in all that NAT keeps, so that ambiguous is an honest answer
     )
+    resized: bool = False  #: whether packets have other sizes on the other side of a hop
 
     def save(self, path: Path) -> None:
         """Write as JSON."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from lab.topology import Lab
+    from lab.topology import Lab, Namespace
 
 
 def _conntrack_name(hop: int) -> str:
@@ -24,12 +24,19 @@ class NotHereError(RuntimeError):
 
 
 @contextmanager
-def recorded(net: Lab, folder: Path, *, snaplen: int = WHOLE, without: str = "") -> Iterator[Recording]:
-    """Record all points (except `without`) and every router's conntrack events while the body runs."""
+def recorded(
+    net: Lab, folder: Path, *, snaplen: int = WHOLE, without: str = "", outside: Namespace | None = None
+) -> Iterator[Recording]:
+    """Record all points (except `without`) and every router's conntrack events while the body runs.
+
+    The last point is the interface of the last router, or the one of the same name at the host `outside`.
+    """
     with Recording.into(folder) as recording:
         for number, (router, _, _) in enumerate(net.hops):
             recording.conntrack(router, _conntrack_name(number))
         points = [(net.router, net.hops[0][1]), *((router, outer) for router, _, outer in net.hops)]
+        if outside is not None:
+            points[-1] = (outside, points[-1][1])
         for host, point in points:
             if point != without:
                 recording.capture(host, point, snaplen=snaplen)
@@ -44,6 +51,7 @@ def kernel_truth(
     unique_payloads: bool = True,
     partial: bool = False,
     tied: bool = False,
+    resized: bool = False,
 ) -> Truth:
     hops = tuple(
         Hop(inner, outer, name, tuple(parse_conntrack((folder / name).read_text())))
@@ -51,4 +59,4 @@ def kernel_truth(
             (_conntrack_name(number) for number in range(len(net.hops))), net.hops, strict=True
         )
     )
-    return Truth(hops, dropped, unique_payloads, partial, tied)
+    return Truth(hops, dropped, unique_payloads, partial, tied, resized)

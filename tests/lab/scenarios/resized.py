@@ -1,0 +1,184 @@
+"""Segmentation offload and fragments: packets that have other sizes on the other side of the router.
+
+A scenario records whole packets of random bytes, so that the oracle can compare the bytes themselves.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import TYPE_CHECKING
+
+from lab import rules, topology
+from lab.scenarios.recording import NotHereError, kernel_truth, recorded
+from lab.topology import SERVERS, SERVERS_V6, lab
+from lab.traffic import Pinger, TcpConnection, TcpServer, UdpClient, UdpServer, closing_all
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from lab.recorder import Recording
+    from lab.topology import Lab, Namespace
+    from lab.truth import Truth
+
+#: Silence between the last packet that may be lost and the packet that shows the capture still ran.
+AFTER_LOSS_S = 0.3
+
+_CUT, _WHOLE = "tso off gso off", "tso on gso on"
+_MERGE, _ALONE = "gro on", "gro off"
+_BYTES = random.Random(1)
+
+
+def _offload(host: Namespace, interface: str, *settings: str) -> None:
+    for setting in settings:
+        host.run(f"ethtool -K {interface} {setting}")
+
+
+def _far(net: Lab, folder: Path) -> AbstractContextManager[Recording]:
+    """Record docker0, and eth0 where the packets arrive: at the host behind the router's eth0."""
+    return recorded(net, folder, outside=net.internet)
+
+
+def tcp_segmented(folder: Path, *, size: int = 4_400) -> Truth:
+    """Super-frames on docker0, segments on eth0: cut on the way out, merged by GRO on the way in."""
+    with lab(clients=2, offload=True) as net:
+        rules.docker_nat(net.router)
+        _offload(net.router, "eth0", _CUT, _MERGE)
+        _offload(net.internet, "eth0", _CUT, _ALONE)
+        _exchange(net, folder, SERVERS[0], size)
+        return kernel_truth(net, folder, unique_payloads=False, resized=True)
+
+
+def tcp_segmented_ipv6(folder: Path, *, size: int = 4_400) -> Truth:
+    """The same over IPv6, where no identification counts the segments."""
+    with lab(clients=2, offload=True, ipv6=True) as net:
+        rules.masquerade_v6(net.router, "fd00:17::/64")
+        _offload(net.router, "eth0", _CUT, _MERGE)
+        _offload(net.internet, "eth0", _CUT, _ALONE)
+        _exchange(net, folder, SERVERS_V6[0], size)
+        return kernel_truth(net, folder, unique_payloads=False, resized=True)
+
+
+def tcp_merged(folder: Path, *, size: int = 4_400) -> Truth:
+    """Segments on docker0, super-frames on eth0: merged on the way out, cut on the way in."""
+    with lab(clients=2, offload=True) as net:
+        rules.docker_nat(net.router)
+        for client in net.clients:
+            _offload(client, "eth0", _CUT)
+        for port in ("veth1", "veth2"):
+            _offload(net.router, port, _CUT, _ALONE)
+        _offload(net.router, "docker0", _CUT)
+        _offload(net.router, "eth0", _CUT, _ALONE)
+        _offload(net.internet, "eth0", _WHOLE, _MERGE)
+        _exchange(net, folder, SERVERS[0], size)
+        return kernel_truth(net, folder, unique_payloads=False, resized=True)
+
+
+def tcp_cut_elsewhere(folder: Path, *, size: int = 6_200) -> Truth:
+    """Super-frames on both sides, cut in between and merged again at other places."""
+    with lab(clients=2, offload=True) as net:
+        rules.docker_nat(net.router)
+        _offload(net.router, "eth0", _CUT, _MERGE)
+        _offload(net.internet, "eth0", _CUT, _MERGE)
+        # two full segments at most: what docker0 shows as one super-frame arrives as several
+        net.internet.run("ip link set eth0 gro_max_size 4000")
+        _exchange(net, folder, SERVERS[0], size)
+        return kernel_truth(net, folder, unique_payloads=False, resized=True)
+
+
+def tcp_segmented_with_losses(folder: Path) -> Truth:
+    """Super-frames of which the router drops some: the same bytes are sent again, and cross."""
+    with lab(clients=1, offload=True) as net:
+        rules.docker_nat(net.router)
+        _offload(net.router, "eth0", _CUT, _ALONE)
+        _offload(net.internet, "eth0", _CUT, _ALONE)
+        # by size, so that only data is lost, and every third time, so that what is sent again comes through
+        net.router.run(
+            "iptables -w -A FORWARD -i docker0 -p tcp -m length --length 2000:65535 "
+            "-m statistic --mode nth --every 3 --packet 1 -j DROP"
+        )
+        tcp = TcpServer(net.internet, SERVERS[0], 80)
+        with closing_all(tcp), _far(net, folder):
+            connection = TcpConnection(net.clients[0], 40000, tcp, (SERVERS[0], 80))
+            for _ in range(3):
+                connection.exchange(_BYTES.randbytes(4_400), _BYTES.randbytes(100))
+            time.sleep(AFTER_LOSS_S)
+            connection.exchange(_BYTES.randbytes(100), _BYTES.randbytes(100))
+            connection.close()
+        return kernel_truth(
+            net, folder, dropped=rules.dropped(net.router), unique_payloads=False, resized=True
+        )
+
+
+def _exchange(net: Lab, folder: Path, server: str, size: int) -> None:
+    """Two containers with one source port send and receive `size` random bytes, and half as many."""
+    tcp = TcpServer(net.internet, server, 80)
+    with closing_all(tcp), _far(net, folder):
+        connections = [TcpConnection(client, 40000, tcp, (server, 80)) for client in net.clients]
+        for connection in connections:
+            connection.exchange(_BYTES.randbytes(size), _BYTES.randbytes(size))
+            size //= 2
+        for connection in connections:
+            connection.close()
+
+
+def fragments_reassembled(folder: Path) -> Truth:
+    """Large UDP datagrams and pings: bridge netfilter shows them whole on docker0, eth0 shows fragments."""
+    if not topology.BRIDGE_NETFILTER.exists():
+        raise NotHereError("kernel has no br_netfilter")
+    with lab(clients=2) as net:
+        rules.docker_nat(net.router)
+        _fragmented(net, folder, SERVERS[0])
+        return kernel_truth(net, folder, unique_payloads=False, resized=True)
+
+
+def fragments_kept(folder: Path) -> Truth:
+    """The same without bridge netfilter: fragments of one size on both sides."""
+    with lab(clients=2, bridge_netfilter=False) as net:
+        rules.docker_nat(net.router)
+        _fragmented(net, folder, SERVERS[0])
+        return kernel_truth(net, folder, unique_payloads=False, resized=True)
+
+
+def fragments_smaller_outside(folder: Path) -> Truth:
+    """Fragments of 1500 bytes on docker0, of 1000 bytes on eth0, whose link takes no more."""
+    with lab(clients=2, bridge_netfilter=False) as net:
+        rules.docker_nat(net.router)
+        for host in (net.router, net.internet):
+            host.run("ip link set eth0 mtu 1000")
+        _fragmented(net, folder, SERVERS[0])
+        return kernel_truth(net, folder, unique_payloads=False, resized=True)
+
+
+def fragments_ipv6(folder: Path) -> Truth:
+    """Large UDP datagrams and pings over IPv6, where the router gives every fragmented datagram a new id."""
+    with lab(clients=2, ipv6=True) as net:
+        rules.masquerade_v6(net.router, "fd00:17::/64")
+        _fragmented(net, folder, SERVERS_V6[0])
+        return kernel_truth(net, folder, unique_payloads=False, resized=True)
+
+
+def _fragmented(net: Lab, folder: Path, server: str) -> None:
+    """Two containers with one source port and one ICMP id exchange datagrams of one and several fragments."""
+    udp = UdpServer(net.internet, server, 53)
+    clients = [UdpClient(client, 40000, server, 53) for client in net.clients]
+    pingers = [Pinger(client, server, 1, payload=_BYTES.randbytes(2_000)) for client in net.clients]
+    with closing_all(udp, *clients, *pingers), recorded(net, folder):
+        for client in clients:
+            client.exchange(udp, _BYTES.randbytes(3_000), _BYTES.randbytes(1_800))
+        for pinger in pingers:
+            pinger.ping(0)
+
+
+SCENARIOS = (
+    fragments_reassembled,
+    fragments_kept,
+    fragments_smaller_outside,
+    fragments_ipv6,
+    tcp_segmented,
+    tcp_segmented_ipv6,
+    tcp_merged,
+    tcp_cut_elsewhere,
+    tcp_segmented_with_losses,
+)
