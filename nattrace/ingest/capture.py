@@ -19,6 +19,7 @@ from nattrace.ingest.pcap import PcapReader
 from nattrace.ingest.pcapng import MAGIC as PCAPNG_MAGIC
 from nattrace.ingest.pcapng import PcapngReader
 from nattrace.ingest.points import PointList
+from nattrace.ingest.quotes import read_quotes
 from nattrace.ingest.source import Batch, Inner
 
 if TYPE_CHECKING:
@@ -245,7 +246,12 @@ class FileCapture:
             info.decoded += len(table)
             info.skipped.update(skipped)
             info.openings.note(records, table)
-            yield Batch(records.point, table, inner=tuple(map(Inner.concatenate, inner)))
+            yield Batch(
+                records.point,
+                table,
+                quotes=read_quotes(records, table, options),
+                inner=tuple(map(Inner.concatenate, inner)),
+            )
 
     def records(self) -> Iterator[Records]:
         """Give the packets as raw records, valid until the next ones; `batches` decodes these.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from nattrace.ingest.quotes import Quotes
     from nattrace.model import Comment
 
 
@@ -109,8 +110,8 @@ class Batch:
 
     point: int  #: index into Capture.points
     table: PacketTable
-    #: packets that ICMP errors of `table` quote, one row each, with the frame number of the error
-    quotes: PacketTable | None = None
+    #: what ICMP errors of `table` quote; None where nothing is quoted
+    quotes: Quotes | None = None
     #: packets that packets of `table` carry in tunnels, in file order; by depth, from 1
     inner: tuple[Inner, ...] = ()
 

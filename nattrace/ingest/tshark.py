@@ -24,6 +24,7 @@ import numpy as np
 
 from nattrace.errors import InputError, MissingToolError
 from nattrace.ingest.decode import ALL_BYTES, comparable_bytes, decode
+from nattrace.ingest.quotes import read_quotes
 from nattrace.ingest.source import PADDING, Batch, Inner, PointInfo, Records
 
 if TYPE_CHECKING:
@@ -146,13 +147,14 @@ class TsharkCapture:
         table, skipped = decode(records, options, inner)
         info.skipped.update(skipped)
         info.decoded += len(table)
+        quotes = read_quotes(records, table, options)
         # lengths count the link header again, as for any other capture
         start = np.array([piece.start for piece in found], np.uint32)
         start = start[np.searchsorted(records.frame, table.frame)]
         table.captured_length = table.captured_length + start
         table.wire_length = table.wire_length + start
         if len(table):
-            yield Batch(index, table, inner=tuple(map(Inner.concatenate, inner)))
+            yield Batch(index, table, quotes=quotes, inner=tuple(map(Inner.concatenate, inner)))
 
     @staticmethod
     def _records(index: int, pieces: list[_Piece]) -> Records:

@@ -121,6 +121,24 @@ def redirect(router: Namespace, incoming: str, protocol: str, port: int, to: int
     )
 
 
+def publish_v6(router: Namespace, protocol: str, port: int, container: str, container_port: int) -> None:
+    """Publish a container's port on the router's IPv6 addresses."""
+    router.run(
+        f"ip6tables -w -t nat -A PREROUTING ! -i docker0 -p {protocol} --dport {port} "
+        f"-j DNAT --to-destination [{container}]:{container_port}"
+    )
+
+
+def reject(router: Namespace) -> None:
+    """Answer everything that a router would forward with an error (type 3 code 13), as a firewall does."""
+    router.run("iptables -w -A FORWARD -j REJECT --reject-with icmp-admin-prohibited")
+
+
+def reject_v6(router: Namespace, port: int) -> None:
+    """Answer forwarded TCP to a port with an error (type 1 code 1)."""
+    router.run(f"ip6tables -w -A FORWARD -p tcp --dport {port} -j REJECT --reject-with icmp6-adm-prohibited")
+
+
 def drop_every(router: Namespace, nth: int, first: int, incoming: str) -> None:
     """Drop every `nth` forwarded packet that came in by `incoming`, beginning with number `first` (from 0)."""
     router.run(

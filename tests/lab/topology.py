@@ -33,6 +33,10 @@ SERVERS_V6 = ("2001:db8:2::1", "2001:db8:2::2")
 MIDDLE_NEAR, MIDDLE_FAR = "10.9.0.2", "10.9.0.1"
 #: A second bridge, as `docker network create` makes one.
 OTHER_BRIDGE, OTHER_GATEWAY, OTHER_NETWORK = "br-xyz", "172.18.0.1", "172.18.0.0/16"
+#: Servers behind a router outside, and the narrow link to them; IPv6 needs 1280 bytes (RFC 8200 section 5).
+FARS = ("192.0.2.1", "192.0.2.3", "192.0.2.4")
+FARS_V6 = ("2001:db8:3::1", "2001:db8:3::3", "2001:db8:3::4")
+NARROW_MTU = 1400
 
 #: Address flag that skips duplicate address detection, which would take seconds (linux/if_addr.h).
 IFA_F_NODAD = 0x02
@@ -228,6 +232,33 @@ def lab(
         yield Lab(
             containers, router, internet, list(zip(routers, inner, outer_names, strict=True)), neighbours
         )
+
+
+@contextmanager
+def beyond(net: Lab) -> Iterator[Namespace]:
+    """Put a server behind the internet's host, which so becomes a router, over a link of NARROW_MTU bytes."""
+    far = Namespace(net.internet.name.removesuffix("internet") + "far")
+    subprocess.run(["ip", "netns", "add", far.name], check=True, capture_output=True, timeout=30)
+    try:
+        far.up("lo")
+        _cable(net.internet, "far0", far, "eth0", offload=False)
+        families = [(FARS, "192.0.2.2", 24)]
+        net.internet.sysctl("ipv4.ip_forward", 1)
+        if net.internet.run("ip -6 addr show dev eth0").strip():
+            net.internet.sysctl("ipv6.conf.all.forwarding", 1)
+            for group in ("all", "default", "eth0"):
+                far.sysctl(f"ipv6.conf.{group}.accept_dad", 0)
+            families.append((FARS_V6, "2001:db8:3::2", 64))
+        for servers, gateway, prefix in families:
+            net.internet.address("far0", gateway, prefix)
+            for server in servers:
+                far.address("eth0", server, prefix)
+            far.route("default", gateway)
+        # the server believes in the link's usual size: only the router knows that it is narrow
+        net.internet.run(f"ip link set far0 mtu {NARROW_MTU}")
+        yield far
+    finally:
+        subprocess.run(["ip", "netns", "del", far.name], check=False, capture_output=True, timeout=30)
 
 
 def _bridge(router: Namespace, containers: list[Namespace], *, ipv6: bool, offload: bool) -> None:

@@ -10,7 +10,7 @@ import itertools
 import socket
 import struct
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,12 +50,18 @@ class Pinger:
     As PID 1 of a container, ping uses id 1, so that two containers collide.
     """
 
-    def __init__(self, host: Namespace, server: str, id_: int, *, payload: bytes | None = None) -> None:
+    def __init__(
+        self, host: Namespace, server: str, id_: int, *, payload: bytes | None = None, ttl: int = 64
+    ) -> None:
         self.server, self.id, self.payload = server, id_, payload
         self._v6 = ":" in server
         with host.inside():
             protocol = socket.IPPROTO_ICMPV6 if self._v6 else socket.IPPROTO_ICMP
             self._socket = socket.socket(_family(server), socket.SOCK_RAW, protocol)
+        if self._v6:
+            self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, ttl)
+        else:
+            self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
         self._expected = b""
 
     def send(self, seq: int) -> None:
@@ -245,8 +251,15 @@ def _read(end: socket.socket, size: int) -> bytes:
     return data
 
 
+class Closable(Protocol):
+    """Whatever has to be closed at the end."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
 @contextmanager
-def closing_all(*made: Pinger | UdpServer | UdpClient | TcpServer) -> Iterator[None]:
+def closing_all(*made: Closable) -> Iterator[None]:
     """Close everything at the end, last made first."""
     with ExitStack() as stack:
         for each in made:

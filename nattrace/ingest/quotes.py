@@ -1,0 +1,120 @@
+"""Quotes: the packets that ICMP errors carry back, decoded like any other packet.
+
+An error quotes the IP header and the first bytes of the packet it is about (RFC 792, RFC 1122 section 3.2.2,
+RFC 1812 section 4.3.2.3, RFC 4443 section 2.4). The quote is nearly always cut short while its header claims the
+whole length, so only captured bytes inside the error count. Errors are rare: they are looked up again in the raw
+records, and captures without one pay for a single comparison. This module never says what a quote means.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from nattrace.ingest.decode import decode_ip
+from nattrace.ingest.gather import gather
+from nattrace.ingest.ip import read_ip
+from nattrace.ingest.link import Frames, find_ip
+from nattrace.table import FRAGMENT_OFFSET, ICMP, ICMPV6, PacketTable
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from nattrace.ingest.source import ReadOptions, Records
+
+#: Type, code, checksum, and four bytes whose meaning depends on the type: what stands before the quote.
+ICMP_ERROR_HEADER: Final = 8
+
+#: Errors of RFC 792: unreachable, source quench, redirect, time exceeded, parameter problem. RFC 4443 section 2.1
+#: makes every ICMPv6 type below 128 an error.
+_ERRORS_V4: Final = np.isin(np.arange(256), (3, 4, 5, 11, 12))
+_ERRORS_V6: Final = np.arange(256) < 128
+
+#: IP bytes before a quote at least: an IPv4 header and the error's own.
+_BEFORE_QUOTE: Final = 20 + ICMP_ERROR_HEADER
+
+
+@dataclass(frozen=True, slots=True)
+class Quotes:
+    """The quotes of a batch, one row each, in no promised order; errors without a legible quote have none."""
+
+    packets: PacketTable  #: the quoted packets; frame, time and lengths of the record are the error's own
+    row: NDArray[np.int64]  #: the error's row in the batch's table
+    rest: NDArray[np.uint32]  #: bytes 4 to 7 of the error: unused, MTU, pointer, gateway, by type
+    l4_length: NDArray[
+        np.uint16
+    ]  #: bytes of the quoted packet's upper layer that the error carries on the wire
+
+    def __len__(self) -> int:
+        """Quotes."""
+        return int(self.row.size)
+
+    def take(self, rows: NDArray[np.int64]) -> Quotes:
+        """Return the given rows."""
+        return Quotes(self.packets.take(rows), self.row[rows], self.rest[rows], self.l4_length[rows])
+
+
+def error_rows(table: PacketTable) -> NDArray[np.int64]:
+    """Return the rows of a table that are ICMP errors and begin with their ICMP header."""
+    icmp = np.flatnonzero((table.protocol == ICMP) | (table.protocol == ICMPV6))
+    if not icmp.size:
+        return icmp
+    kind, version = table.icmp_type[icmp], table.version[icmp]
+    protocol = table.protocol[icmp]
+    error = (version == 4) & (protocol == ICMP) & _ERRORS_V4[kind]
+    error |= (version == 6) & (protocol == ICMPV6) & _ERRORS_V6[kind]
+    error &= (table.fragment[icmp] & np.uint16(FRAGMENT_OFFSET)) == 0
+    rows: NDArray[np.int64] = icmp[error]
+    return rows
+
+
+def read_quotes(records: Records, table: PacketTable, options: ReadOptions) -> Quotes | None:
+    """Return what the ICMP errors among the decoded `records` quote; None where there is no legible quote.
+
+    `table` is what `decode` made of the same records. Quotes without ports or id are left out.
+    """
+    errors = error_rows(table)
+    if not errors.size:
+        return None
+    order = np.argsort(table.frame[errors], kind="stable")
+    errors = errors[order]
+    frames = table.frame[errors]
+    chosen = np.flatnonzero(np.isin(records.frame, frames))
+    some = replace(
+        records,
+        offset=records.offset[chosen],
+        captured_length=records.captured_length[chosen],
+        wire_length=records.wire_length[chosen],
+        time_ns=records.time_ns[chosen],
+        frame=records.frame[chosen],
+    )
+    nothing: Counter[str] = Counter()
+    outer = read_ip(some.buffer, find_ip(some, slice(0, chosen.size), nothing), options.book, nothing)
+    before = outer.l4_offset + ICMP_ERROR_HEADER
+    outer = outer.take(outer.available > before)
+    if not outer.at.size:
+        return None
+    before = outer.l4_offset + ICMP_ERROR_HEADER
+    assert not isinstance(outer.record, slice)  # `take` has made indices of it
+    within = Frames(outer.record, outer.at + before, outer.available - before, outer.ip_length - before)
+    # What is comparable of an error's bytes is counted from its own IP header.
+    comparable = max(options.comparable_bytes - _BEFORE_QUOTE, 0)
+    packets, quoted = decode_ip(some, within, replace(options, comparable_bytes=comparable))
+    record = quoted.record
+    assert not isinstance(record, slice)
+    home = np.searchsorted(outer.record, record)
+    legible = np.flatnonzero(packets.version == outer.version[home])
+    if not legible.size:
+        return None
+    home = home[legible]
+    rest = gather(some.buffer, outer.at[home] + outer.l4_offset[home] + 4, 4).view(">u4").astype(np.uint32)
+    length = outer.ip_length[home] - before[home] - quoted.l4_offset[legible]
+    return Quotes(
+        packets=packets.take(legible),
+        row=errors[np.searchsorted(frames, packets.frame[legible])],
+        rest=rest,
+        l4_length=np.clip(length, 0, 65535).astype(np.uint16),
+    )

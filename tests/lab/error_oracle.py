@@ -1,0 +1,136 @@
+"""The slow, obvious matcher of ICMP errors: the kernel's entries applied to the raw bytes of each quote.
+
+The quoted packet of an error is one that a conntrack entry describes, so on the other side of the router the quote
+has the entry's other tuple, and all other bytes are the same but for checksums. Nothing of nattrace is used.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import dpkt
+
+from lab.oracle import PROTOCOL_NAMES, Direction, ExpectedRow, UndecidableError
+from lab.truth import Addressing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from lab.truth import Hop
+
+#: Errors of RFC 792 and RFC 4443: all others are queries, answers, or neighbour discovery.
+TYPES = {"icmp": (3, 4, 5, 11, 12), "icmpv6": tuple(range(1, 128))}
+_CHECKSUM_AT = {"tcp": 16, "udp": 6, "icmp": 2, "icmpv6": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class SeenError:
+    """One ICMP error at one point, cut into what NAT may change and what it must not."""
+
+    frame: int
+    protocol: str
+    src: str
+    dst: str
+    type: int
+    code: int
+    quoted_protocol: str
+    quoted: Addressing
+    fixed: tuple[object, ...]  #: IP id, type, code, MTU, and the quote without addresses, ports and checksums
+
+
+def is_error(packet: object) -> bool:
+    """Say whether a sighting of a report is an ICMP error."""
+    return getattr(packet, "type", None) in TYPES.get(getattr(packet, "protocol", ""), ())
+
+
+def read_errors(path: Path) -> list[SeenError]:
+    """Return the ICMP errors of an Ethernet pcap that quote TCP, UDP or ICMP echo."""
+    with path.open("rb") as file:
+        found = [_error(frame, data) for frame, (_, data) in enumerate(dpkt.pcap.Reader(file), 1)]
+    return [each for each in found if each is not None]
+
+
+def _addresses(ip: bytes) -> tuple[str, str]:
+    pair = (ip[12:16], ip[16:20]) if ip[0] >> 4 == 4 else (ip[8:24], ip[24:40])
+    return str(ipaddress.ip_address(pair[0])), str(ipaddress.ip_address(pair[1]))
+
+
+def _split(ip: bytes) -> tuple[str | None, bytes, bytes]:
+    """Return protocol, header without what NAT changes, and upper layer."""
+    if ip[0] >> 4 == 4:
+        header = (ip[0] & 15) * 4
+        return PROTOCOL_NAMES.get(ip[9]), ip[:10] + ip[20:header], ip[header:]
+    return PROTOCOL_NAMES.get(ip[6]), ip[:8], ip[40:]
+
+
+def _error(frame: int, data: bytes) -> SeenError | None:
+    if data[12:14] not in (b"\x08\x00", b"\x86\xdd"):
+        return None
+    ip = data[14:]
+    length = int.from_bytes(ip[2:4], "big") if ip[0] >> 4 == 4 else 40 + int.from_bytes(ip[4:6], "big")
+    protocol, _, icmp = _split(ip[:length])
+    if protocol not in TYPES or icmp[0] not in TYPES[protocol]:
+        return None
+    quote = icmp[8:]
+    quoted_protocol, fixed_header, upper = _split(quote)
+    if quoted_protocol is None:
+        return None
+    if quoted_protocol in ("icmp", "icmpv6"):
+        addressing = Addressing(*_addresses(quote), type=upper[0], id=int.from_bytes(upper[4:6], "big"))
+        fixed = bytearray(upper)
+        fixed[4:6] = b"\0\0"
+    else:
+        ports = int.from_bytes(upper[:2], "big"), int.from_bytes(upper[2:4], "big")
+        addressing = Addressing(*_addresses(quote), *ports)
+        fixed = bytearray(upper)
+        fixed[:4] = bytes(4)
+    at = _CHECKSUM_AT[quoted_protocol]
+    fixed[at : at + 2] = b"\0\0"
+    ip_id = ip[4:6] if ip[0] >> 4 == 4 else b""
+    rest = (ip_id, icmp[0], icmp[1], icmp[4:8], fixed_header, bytes(fixed))
+    return SeenError(frame, protocol, *_addresses(ip), icmp[0], icmp[1], quoted_protocol, addressing, rest)
+
+
+def expected_errors(hop: Hop, points: Mapping[str, Iterable[SeenError]]) -> set[ExpectedRow]:
+    """Return every error about a translated packet of the hop that both points have.
+
+    Raises UndecidableError where two errors on one side are equal in every byte, and AssertionError where an error
+    is not addressed to the host that it quotes.
+    """
+    rows = set()
+    for entry in {(e.protocol, e.original, e.reply): e for e in hop.entries if e.translated}.values():
+        full, half = entry.reply.inverted(), entry.half
+        forth = [entry.original, *([half] if half else []), full]
+        back = [entry.reply, *([half.inverted()] if half else []), entry.original.inverted()]
+        ways: tuple[tuple[Direction, list[Addressing]], ...] = (("reply", forth), ("original", back))
+        for direction, stages in ways:
+            # the quoted packet went from stage to stage, and the error goes back through them
+            for earlier, later in combinations(stages, 2):
+                for before, after in ((hop.inner, hop.outer), (hop.outer, hop.inner)):
+                    pairs = _pairs(points[before], points[after], entry.protocol, later, earlier)
+                    rows |= {ExpectedRow(before, a, after, b, direction) for a, b in pairs}
+    return rows
+
+
+def _pairs(
+    here: Iterable[SeenError],
+    there: Iterable[SeenError],
+    protocol: str,
+    before: Addressing,
+    after: Addressing,
+) -> list[tuple[int, int]]:
+    sides: dict[tuple[object, ...], tuple[list[SeenError], list[SeenError]]] = defaultdict(lambda: ([], []))
+    for side, errors, quoted in ((0, here, before), (1, there, after)):
+        for error in errors:
+            if error.quoted_protocol == protocol and error.quoted == quoted:
+                assert error.dst == error.quoted.src, error
+                sides[error.fixed][side].append(error)
+    for first, second in sides.values():
+        if len(first) > 1 or len(second) > 1:
+            raise UndecidableError(f"{before}: {first} and {second}")
+    return [(first[0].frame, second[0].frame) for first, second in sides.values() if first and second]
