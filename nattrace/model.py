@@ -163,6 +163,17 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class IcmpErrors:
+    """ICMP errors of one kind that quote a flow's packets, counted where they were seen nearest to path[0]."""
+
+    type: int
+    code: int
+    name: str  #: see `nattrace.icmp.error_name`
+    mtu: int | None  #: of fragmentation-needed and packet-too-big, where it is given
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Flow:
     """A conversation, both directions (RFC 5103 biflow), along its path."""
 
@@ -181,6 +192,7 @@ class Flow:
     endpoint_responder: Endpoint | None = None
     #: what wraps its packets at each point of the path, None where nothing does; None when nothing does anywhere
     encapsulation: tuple[str | None, ...] | None = None
+    icmp_errors: tuple[IcmpErrors, ...] = ()  #: not counted as packets of the flow, as conntrack does not
 
 
 @dataclass(frozen=True, slots=True)

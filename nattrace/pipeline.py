@@ -159,6 +159,8 @@ def _report(read: _Read, clocks: Clocks | None, uncorrected: Sequence[str]) -> R
         for n, info in enumerate(infos)
     ]
     found = assemble(read.matcher, layers, book, spans, clock_bound)
+    if found.errors is not None and read.matcher.on_pair is not None:  # as `_keep_rows` has set it
+        read.spool.add_errors(found.errors)
     points = tuple(
         _point(infos[n], names[n], _clock(min(names), clocks, capture[n]))
         for n, each in enumerate(layers)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, overload
 
-from nattrace.model import Crossing, Flow, Latency, Segments, Translation, Tuple
+from nattrace.icmp import error_name
+from nattrace.model import Crossing, Flow, IcmpErrors, Latency, Segments, Translation, Tuple
 from nattrace.nat.conversations import STATUS_NAMES, changed_fields, nat_kind
 from nattrace.table import ICMP, ICMPV6, PORTED, protocol_name
 
@@ -71,6 +72,7 @@ class FlowSequence(Sequence[Flow]):
         translations, crossings, to_points = self._hops(steps)
         wraps = c.encapsulations
         found: list[Flow] = []
+        errors = c.errors.between(start, stop)
         base = hop_start[0]
         i = c.initiator
         columns = zip(
@@ -113,6 +115,7 @@ class FlowSequence(Sequence[Flow]):
                     first,
                     last,
                     encapsulation=wraps.along(number - 1, steps[h0:h1].tolist()) if wraps else None,
+                    icmp_errors=_errors(version, errors.get(number - 1, ())),
                 )
             )
         return found
@@ -187,6 +190,10 @@ class FlowSequence(Sequence[Flow]):
                 )
             )
         return translations, crossings, to_points
+
+
+def _errors(version: int, counts: Sequence[tuple[int, int, int | None, int]]) -> tuple[IcmpErrors, ...]:
+    return tuple([IcmpErrors(t, c, error_name(version, t, c), mtu, n) for t, c, mtu, n in counts])
 
 
 @lru_cache(maxsize=4096)

@@ -20,6 +20,7 @@ from nattrace.match.keys import has_ports, icmp_query_rows
 from nattrace.model import PacketRef, Rewrite, Sighting, Unmatched
 from nattrace.nat.conversations import nat_kind
 from nattrace.nat.hops import AMBIGUOUS, REASON_NAMES
+from nattrace.nat.icmp_errors import ERROR_REASONS
 from nattrace.table import ICMP, ICMPV6, TCP, PacketTable, protocol_name
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from nattrace.match.rows import Rows
     from nattrace.model import Direction
     from nattrace.nat.conversations import Conversations
+    from nattrace.nat.icmp_errors import ErrorOutcome
     from nattrace.table import AddressBook
 
     _ByPoint = list[NDArray[np.int64]]
@@ -62,6 +64,10 @@ class _Block:
     epoch: int = 0  #: how often flows and edges had been numbered anew before
     flow: NDArray[np.int64] | None = None  #: for unmatched packets their partial flow
     near: NDArray[np.uint32] | None = None  #: (rows, n) frames of candidates at the other point, 0 for none
+    #: ICMP errors, kept when all is decided: `link` is the hop; for unmatched ones the reason, `flow` the
+    #: conversation row or -1, and `direction` 0 original, 1 reply, -1 unknown
+    error: bool = False
+    direction: NDArray[np.int8] | None = None
 
     def size_bytes(self) -> int:
         columns = [*self.a.values(), *(self.b.values() if self.b is not None else ())]
@@ -103,6 +109,33 @@ class Spool:
                 near=near,
             )
         )
+
+    def add_errors(self, outcome: ErrorOutcome) -> None:
+        """Keep the ICMP errors of an analysis that is over."""
+        for crossed in outcome.crossed:
+            i, j = crossed.points
+            a, b = outcome.errors[i].packets.take(crossed.a), outcome.errors[j].packets.take(crossed.b)
+            self._add(
+                _Block(
+                    (outcome.homes[i], outcome.homes[j]), _columns(a), _columns(b), crossed.hop, crossed.backward, crossed.flags,
+                    error=True,
+                )
+            )  # fmt: skip
+        for point, errors in enumerate(outcome.errors):
+            rows = np.flatnonzero(outcome.reason[point])
+            self._add(
+                _Block(
+                    pair=(outcome.homes[point], outcome.homes[point]),
+                    a=_columns(errors.packets.take(rows)),
+                    b=None,
+                    link=outcome.reason[point][rows].astype(np.int64),
+                    backward=np.zeros(rows.size, np.bool_),
+                    flags=np.zeros(0, np.uint16),
+                    flow=outcome.conversation[point][rows],
+                    error=True,
+                    direction=outcome.direction[point][rows],
+                )
+            )
 
     def renumber(self, flows: _ByPoint, edges: _ByPair) -> None:
         """Note that partial flow f of point p is now flows[p][f], and edge e of a pair edges[pair][e]."""
@@ -210,7 +243,7 @@ class Rewrites:
             if block.b is not None:
                 held.extend(self._crossings(block, everything=everything))
             elif everything:
-                held.extend(self._without(block, told))
+                held.extend(self._errors(block) if block.error else self._without(block, told))
             held.sort(key=lambda item: item[0])
             ready = 0
             while ready < len(held) and held[ready][0][0] < following_ns:
@@ -222,8 +255,11 @@ class Rewrites:
     def _crossings(self, block: _Block, *, everything: bool) -> Iterator[tuple[tuple[int, ...], Rewrite]]:
         assert block.b is not None
         c = self.conversations
-        merged, hop_of_edge = self.edges[block.pair]
-        hop = hop_of_edge[merged[block.link]]
+        if block.error:
+            hop = block.link
+        else:
+            merged, hop_of_edge = self.edges[block.pair]
+            hop = hop_of_edge[merged[block.link]]
         changed = np.zeros(hop.size, np.bool_)
         for name in ("src", "dst", "sport", "dport"):
             changed |= block.a[name] != block.b[name]
@@ -242,7 +278,7 @@ class Rewrites:
             h = c.division.piece(h, reply, time_ns, np.zeros(h.size, np.bool_))
         i, j = block.pair
         wraps_a = wraps_b = None
-        if c.encapsulations is not None:
+        if c.encapsulations is not None and not block.error:
             backward = block.backward[wanted]
             flow_a = np.where(reverse, c.hops.to_flow[h], c.hops.from_flow[h])
             flow_b = np.where(reverse, c.hops.from_flow[h], c.hops.to_flow[h])
@@ -314,6 +350,26 @@ class Rewrites:
                     reason=REASON_NAMES[code],
                     packet=sighting,
                     candidates=tuple(PacketRef(self.names[other], frame) for frame in near if frame),
+                ),
+            )
+
+    def _errors(self, block: _Block) -> Iterator[tuple[tuple[int, ...], Unmatched]]:
+        """Give the ICMP errors that no pair of points matched."""
+        assert block.flow is not None
+        assert block.direction is not None
+        point = block.pair[0]
+        sightings = self._sightings(block.a, np.arange(block.link.size), point, None)
+        about = zip(block.flow.tolist(), block.direction.tolist(), block.link.tolist(), strict=True)
+        times = block.a["time_ns"].tolist()
+        for sighting, time, (flow, direction, code) in zip(sightings, times, about, strict=True):
+            way: Direction | None = None
+            if direction >= 0 and flow >= 0:
+                way = "reply" if direction else "original"
+            reason = ERROR_REASONS[code]
+            yield (
+                (time, 0, sighting.frame, point),
+                Unmatched(
+                    flow=flow + 1 if flow >= 0 else None, direction=way, reason=reason, packet=sighting
                 ),
             )
 

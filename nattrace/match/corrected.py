@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nattrace.ingest.source import PointInfo
     from nattrace.match.clocks import Correction
     from nattrace.match.flows import Flows
+    from nattrace.match.icmp_errors import Errors
     from nattrace.match.prepare import Prepared
     from nattrace.match.rows import Rows
 
@@ -51,6 +52,17 @@ class Corrected:
         if timed.size:
             first, last = self._spans.get(point, (2**62, -(2**62)))
             self._spans[point] = min(first, int(timed.min())), max(last, int(timed.max()))
+
+    def apply_to_errors(self, capture: int, point: int, errors: Errors) -> None:
+        """Put the reference clock's time into the ICMP errors of a capture's point."""
+        correction = self.corrections[capture]
+        if correction is None:
+            return
+        table = errors.packets
+        self._frames.setdefault(point, []).append(table.frame)
+        self._times.setdefault(point, []).append(table.time_ns)
+        time_ns = correction.reference_time(table.frame, table.time_ns)
+        table.time_ns = np.where(table.time_ns == NO_TIME_NS, NO_TIME_NS, time_ns)
 
     def span(self, point: int, info: PointInfo) -> tuple[int | None, int | None]:
         """Return when a point's first and last packet were seen, on the reference clock."""

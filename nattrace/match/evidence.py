@@ -20,12 +20,23 @@ if TYPE_CHECKING:
     from nattrace.table import AddressBook, PacketTable
 
 #: Evidence flags; `names` spells them for reports.
-ICMP_SEQ, TCP_SEQ, TCP_ACK, PAYLOAD, CHECKSUM, IP_ID, SAME_SRC, SAME_DST, BINDING, NEAREST, BYTE_RANGE = (
-    1 << n for n in range(11)
-)
+(
+    ICMP_SEQ,
+    TCP_SEQ,
+    TCP_ACK,
+    PAYLOAD,
+    CHECKSUM,
+    IP_ID,
+    SAME_SRC,
+    SAME_DST,
+    BINDING,
+    NEAREST,
+    BYTE_RANGE,
+    QUOTE,
+) = (1 << n for n in range(12))
 _NAMES = (
     "icmp-seq", "tcp-seq", "tcp-ack", "payload", "checksum", "ip-id", "same-src", "same-dst", "binding", "nearest",
-    "byte-range",
+    "byte-range", "quote",
 )  # fmt: skip
 
 #: Bits of agreement from which a pair that is unique on both sides is believed on its own: an IP

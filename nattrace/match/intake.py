@@ -128,6 +128,12 @@ class Intake:
             # points without a usable packet are points all the same
             for local in range(len(outcomes[id(reading)].points)):
                 self._number(reading, local, FIRST_LAYER, matcher)
+        for number, (reading, local, layer) in enumerate(self._layers):
+            if layer == FIRST_LAYER:
+                errors = outcomes[id(reading)].errors[local]
+                if self._corrected is not None:
+                    self._corrected.apply_to_errors(reading.capture, number, errors)
+                matcher.points[number].errors = errors
         matcher.finish()
         return [
             LayerInfo(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from nattrace.match.fragments import FirstFragments
+from nattrace.match.icmp_errors import ERRORS_LIMIT, Errors, duplicates
 from nattrace.match.keys import icmp_error_rows, icmp_query_rows
 from nattrace.match.rows import Rows
 from nattrace.match.sightings import DUPLICATE, TURNS, Sightings
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from nattrace.ingest.quotes import Quotes
     from nattrace.ingest.source import Capture, PointInfo, ReadOptions
     from nattrace.match.flows import Flows
 
@@ -66,6 +68,7 @@ class Outcome:
 
     points: list[PointInfo]
     set_aside: list[Counter[str]]  #: decoded packets that matching cannot use, by reason
+    errors: list[Errors]  #: ICMP errors, which are matched when all else is
 
 
 #: A carrier is named by its turn and its running number in that layer.
@@ -83,6 +86,8 @@ def carriers(codes: NDArray[np.int64], turn: int) -> NDArray[np.int64]:
 class _PointReading:
     first_fragments: FirstFragments = field(default_factory=FirstFragments)
     set_aside: Counter[str] = field(default_factory=Counter)
+    errors: list[Errors] = field(default_factory=list)
+    error_count: int = 0
     tables: list[PacketTable] = field(default_factory=list)
     sightings: Sightings = field(default_factory=Sightings)
     prepared: list[int] = field(default_factory=lambda: [0] * TURNS)  #: packets so far, by turn
@@ -115,7 +120,7 @@ class Preparation:
             reading = self._points[batch.point]
             reading.size_bytes += int(batch.table.captured_length.sum(dtype=np.int64))
             reading.size_bytes += _PCAP_RECORD_HEADER_BYTES * len(batch.table)
-            table = _usable(batch.table, reading)
+            table = _usable(batch.table, batch.quotes, reading)
             if len(table):
                 reading.tables.append(table)
                 waiting += len(table)
@@ -124,7 +129,7 @@ class Preparation:
                     reading.inner.append(_PointReading())
                 inside = reading.inner[depth]
                 inside.wraps.append((inner.table.frame, inner.wrap))
-                inside.tables.append(_usable(inner.table, inside))
+                inside.tables.append(_usable(inner.table, None, inside))
             if waiting >= CHUNK_PACKETS:
                 yield from self._flush()
                 waiting = 0
@@ -134,7 +139,13 @@ class Preparation:
         """Return what is known at the end."""
         missing = len(self._capture.points) - len(self._points)
         aside = [reading.set_aside for reading in self._points] + [Counter() for _ in range(missing)]
-        return Outcome(self._capture.points, aside)
+        errors = [Errors.concatenate(reading.errors) for reading in self._points]
+        for point, own in enumerate(errors):
+            again = duplicates(own)
+            if again.any():
+                aside[point]["duplicate"] += int(again.sum())
+                errors[point] = own.take(np.flatnonzero(~again))
+        return Outcome(self._capture.points, aside, errors + [Errors.empty() for _ in range(missing)])
 
     def _flush(self) -> Iterator[Prepared]:
         parts = [
@@ -201,15 +212,21 @@ def _carriers(
     return code
 
 
-def _usable(table: PacketTable, reading: _PointReading) -> PacketTable:
-    """Give later fragments their ports and set aside what has nothing to match by."""
+def _usable(table: PacketTable, quotes: Quotes | None, reading: _PointReading) -> PacketTable:
+    """Give later fragments their ports; keep ICMP errors apart; set aside what has nothing to match by."""
     aside = orphan = reading.first_fragments.fill(table)
     icmp = (table.protocol == ICMP) | (table.protocol == ICMPV6)
     if icmp.any():
         error = icmp & icmp_error_rows(table) & ~orphan
         other = icmp & ~icmp_query_rows(table) & ~error & ~orphan
-        for reason, rows in (("icmp-error", error), ("icmp-other", other)):
-            if count := int(rows.sum()):
+        kept = 0
+        if quotes is not None:
+            errors = Errors.of_batch(table, quotes, ERRORS_LIMIT - reading.error_count)
+            kept = len(errors)
+            reading.errors.append(errors)
+            reading.error_count += kept
+        for reason, count in (("icmp-error", int(error.sum()) - kept), ("icmp-other", int(other.sum()))):
+            if count:
                 reading.set_aside[reason] += count
         aside = orphan | error | other
     if not aside.any():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nattrace.match.flows import Flows, merge_flows
+from nattrace.match.icmp_errors import Errors
 from nattrace.match.pair import WAITING_LIMIT, PairState
 from nattrace.match.rows import Window
 from nattrace.match.unique import match_unique
@@ -50,6 +51,7 @@ class PointState:
     flows: list[Flows] = field(default_factory=list)
     flow_count: int = 0
     decoded: int = 0
+    errors: Errors = field(default_factory=Errors.empty)  #: kept apart: they are matched by `match_errors`
     _found: dict[int, NDArray[np.bool_]] = field(default_factory=dict)
     _merged: tuple[int, tuple[Flows, NDArray[np.int64]]] | None = None
 

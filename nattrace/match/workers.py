@@ -76,7 +76,11 @@ class Worker:
             if kind == "error":
                 raise payload
             if kind == "end":
-                self._outcome = cast("Outcome", payload)
+                self._outcome, addresses = cast("tuple[Outcome, list[bytes]]", payload)
+                handles = np.concatenate([handles, self._options.book.extend(addresses)])
+                for errors in self._outcome.errors:
+                    for table in (errors.packets, errors.quoted):
+                        _translate(table, ("src", "dst"), handles)
                 for info in self._outcome.points:
                     info.openings.translate(handles)
                 return
@@ -85,7 +89,8 @@ class Worker:
                 handles = np.concatenate([handles, self._options.book.extend(addresses)])
             prepared = _assemble(point, layer, size_bytes, _read(self._slots[slot], layout))
             prepared.last = last
-            _translate(prepared, handles)
+            _translate(prepared.rows.table, ("src", "dst"), handles)
+            _translate(prepared.flows, ("low_address", "high_address"), handles)
             yield prepared
             del prepared  # the slot is free again: whoever took the chunk has copied it
             with suppress(OSError):  # a worker that is done waits for no slot any more
@@ -124,7 +129,7 @@ def _work(capture: Capture, options: ReadOptions, connection: socket.socket, slo
             known += len(new)
             message = (slot, layout, prepared.point, prepared.layer, prepared.size_bytes, prepared.last, new)
             _send(connection, ("chunk", message))
-        _send(connection, ("end", preparation.outcome()))
+        _send(connection, ("end", (preparation.outcome(), options.book.addresses(known))))
     except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
         code = 1  # the parent has gone or does not want more
     except BaseException as error:  # noqa: BLE001 - the parent raises it
@@ -206,14 +211,10 @@ def _assemble(point: int, layer: Layer, size_bytes: int, columns: dict[str, NDAr
     return Prepared(point, rows, flows, size_bytes, layer, carrier)
 
 
-def _translate(prepared: Prepared, handles: NDArray[np.uint32]) -> None:
-    """Turn the worker's IPv6 address handles into this process's."""
-    for columns, names in (
-        (prepared.rows.table, ("src", "dst")),
-        (prepared.flows, ("low_address", "high_address")),
-    ):
-        v6 = columns.version == 6
-        if v6.any():
-            for name in names:
-                column = getattr(columns, name)
-                column[v6] = handles[column[v6]]
+def _translate(columns: PacketTable | Flows, names: tuple[str, str], handles: NDArray[np.uint32]) -> None:
+    """Turn the worker's IPv6 address handles in the named columns into this process's."""
+    v6 = columns.version == 6
+    if v6.any():
+        for name in names:
+            column = getattr(columns, name)
+            column[v6] = handles[column[v6]]

@@ -15,6 +15,7 @@ from nattrace.match.prepare import carriers
 from nattrace.nat.conversations import Conversations, build
 from nattrace.nat.encapsulations import name_encapsulations
 from nattrace.nat.hops import ONE_SIDED, REASON_NAMES, Coverage, PairEvidence
+from nattrace.nat.icmp_errors import by_layer, resolve_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from nattrace.match.intake import LayerInfo
     from nattrace.match.pair import PairState
     from nattrace.match.windows import Matcher
+    from nattrace.nat.icmp_errors import ErrorOutcome
     from nattrace.table import AddressBook
 
 
@@ -40,6 +42,7 @@ class Assembly:
     merged_flow: dict[int, NDArray[np.int64]]  #: merged flow of every partial flow
     matched: list[int]
     unmatched: list[Counter[str]]
+    errors: ErrorOutcome | None  #: None where no point saw an ICMP error
 
 
 def assemble(
@@ -95,12 +98,26 @@ def assemble(
         count = np.bincount(reason, minlength=max(REASON_NAMES) + 1)
         matched.append(int(count[0]))
         unmatched.append(Counter({name: int(count[c]) for c, name in REASON_NAMES.items() if count[c]}))
-    flow_rows = {
-        point: _conversation_of(conversations, point, len(flow))[member]
-        for point, (flow, member) in enumerate(merged)
-    }
+    conversation_of = [_conversation_of(conversations, point, len(flow)) for point, flow in enumerate(flows)]
+    flow_rows = {point: conversation_of[point][member] for point, (_, member) in enumerate(merged)}
     merged_flow = {point: member for point, (_, member) in enumerate(merged)}
-    return Assembly(conversations, edges, reasons, flow_rows, merged_flow, matched, unmatched)
+    errors = None
+    if any(len(at.errors) for at in matcher.points):
+        errors = resolve_errors(
+            by_layer([at.errors for at in matcher.points], flows, pairs, layers),
+            flows,
+            pairs,
+            {key: state.usual for key, state in matcher.pairs.items()},
+            conversations,
+            {key: hop_of_edge for key, (_, hop_of_edge) in edges.items()},
+            conversation_of,
+            coverage,
+            layers,
+        )
+        for point, counter in enumerate(unmatched):
+            matched[point] += errors.matched(point)
+            errors.count_unmatched(point, counter)
+    return Assembly(conversations, edges, reasons, flow_rows, merged_flow, matched, unmatched, errors)
 
 
 def _count_carried(reasons: dict[int, NDArray[np.uint8]], layers: Sequence[LayerInfo]) -> None:

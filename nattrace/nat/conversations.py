@@ -6,7 +6,7 @@ This is the end of the line before the report: everything a report says about fl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,6 +52,33 @@ class Tuples:
 
 
 @dataclass(slots=True)
+class ErrorCounts:
+    """ICMP errors about conversations, by kind; one row for each kind, in the order of the conversations."""
+
+    conversation: NDArray[np.int64]
+    type: NDArray[np.int64]
+    code: NDArray[np.int64]
+    mtu: NDArray[np.int64]  #: -1 for none
+    count: NDArray[np.int64]
+
+    @classmethod
+    def none(cls) -> ErrorCounts:
+        """Return no rows, as nearly all captures have it."""
+        return cls(*(np.empty(0, np.int64) for _ in range(5)))
+
+    def between(self, start: int, stop: int) -> dict[int, list[tuple[int, int, int | None, int]]]:
+        """Return (type, code, MTU, count) by conversation, for conversations `start` to `stop` (excluded)."""
+        found: dict[int, list[tuple[int, int, int | None, int]]] = {}
+        if self.count.size:
+            low, high = np.searchsorted(self.conversation, [start, stop])
+            rows = slice(int(low), int(high))
+            columns = (self.conversation, self.type, self.code, self.mtu, self.count)
+            for row, kind, code, mtu, count in zip(*(c[rows].tolist() for c in columns), strict=True):
+                found.setdefault(row, []).append((kind, code, mtu if mtu >= 0 else None, count))
+        return found
+
+
+@dataclass(slots=True)
 class Conversations:
     """All conversations of an analysis, in the order of their ids (id = row + 1)."""
 
@@ -77,6 +104,7 @@ class Conversations:
     flow_of_hop: NDArray[np.int64]  #: row of the conversation that uses a hop, -1 for none
     division: Division | None  #: which piece of a hop that conversations share a packet belongs to
     encapsulations: Encapsulations | None = None  #: None where no point shows a packet in a tunnel
+    errors: ErrorCounts = field(default_factory=ErrorCounts.none)  #: filled in when all else is known
 
     def __len__(self) -> int:
         """Conversations."""

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nattrace.forking import may_fork, texts_of_both
+from nattrace.icmp import error_name
 from nattrace.match.keys import has_ports
+from nattrace.model import IcmpErrors
 from nattrace.nat.conversations import STATUS_NAMES, changed_fields, nat_kind
 from nattrace.report.escape import json_string
-from nattrace.report.json import encapsulation_json
+from nattrace.report.json import encapsulation_json, icmp_errors_json
 from nattrace.table import ICMP, ICMPV6, protocol_name
 
 if TYPE_CHECKING:
@@ -91,6 +93,7 @@ def _block(
     ends = (bounds - bounds[0]).tolist()
     wraps, wrapped = c.encapsulations, ""
     heads: dict[tuple[int, ...], tuple[str, bool]] = {}
+    errors = _errors(c, start, stop)
     columns = zip(
         range(start + 1, stop + 1), c.protocol[rows].tolist(), c.status[rows].tolist(), c.point[rows].tolist(),
         initiators, c.packets_original[rows].tolist(), c.packets_reply[rows].tolist(), first, last,
@@ -123,8 +126,20 @@ def _block(
         yield (
             f'{{"id": {number}, {head}{initiator}, "translations": [{translated}], '
             f'"packets": {{"original": {original}, "reply": {reply}}}, "crossings": [{crossed}], '
-            f'"first": {begin}, "last": {end}, "endpoints": {{"initiator": null, "responder": null}}{wrapped}}}'
+            f'"first": {begin}, "last": {end}, "endpoints": {{"initiator": null, "responder": null}}, '
+            f'"icmp_errors": {errors.get(number, "[]")}{wrapped}}}'
         )
+
+
+def _errors(c: Conversations, start: int, stop: int) -> dict[int, str]:
+    """Return the text of the ICMP errors of each flow that has some, by flow id."""
+    return {
+        row + 1: icmp_errors_json(
+            IcmpErrors(kind, code, error_name(int(c.version[row]), kind, code), mtu, count)
+            for kind, code, mtu, count in counts
+        )
+        for row, counts in c.errors.between(start, stop).items()
+    }
 
 
 def _hops(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Endpoint,
         Finding,
         Flow,
+        IcmpErrors,
         Latency,
         Point,
         Rule,
@@ -145,6 +146,7 @@ def flow_dict(flow: Flow, undated: frozenset[str] = frozenset()) -> dict[str, An
             "initiator": _endpoint_dict(flow.endpoint_initiator),
             "responder": _endpoint_dict(flow.endpoint_responder),
         },
+        "icmp_errors": [_icmp_errors_dict(errors) for errors in flow.icmp_errors],
     }
     if flow.encapsulation is not None:
         found["encapsulation"] = list(flow.encapsulation)
@@ -233,14 +235,19 @@ def flow_json(flow: Flow, undated: frozenset[str] = frozenset()) -> str:
         f'"packets": {{"original": {flow.packets_original}, "reply": {flow.packets_reply}}}, '
         f'"crossings": [{crossings}], "first": {first}, "last": {last}, "endpoints": '
         f'{{"initiator": {"null" if initiator is None else json.dumps(_endpoint_dict(initiator))}, '
-        f'"responder": {"null" if responder is None else json.dumps(_endpoint_dict(responder))}}}'
-        f"{encapsulation_json(flow.encapsulation)}}}"
+        f'"responder": {"null" if responder is None else json.dumps(_endpoint_dict(responder))}}}, '
+        f'"icmp_errors": {icmp_errors_json(flow.icmp_errors)}{encapsulation_json(flow.encapsulation)}}}'
     )
 
 
 def encapsulation_json(encapsulation: tuple[str | None, ...] | None) -> str:
     """Return the member that says what wraps a flow's packets, with its comma; "" where nothing does."""
     return "" if encapsulation is None else f', "encapsulation": {json.dumps(encapsulation)}'
+
+
+def icmp_errors_json(errors: Iterable[IcmpErrors]) -> str:
+    """Return the text of a flow's ``icmp_errors``."""
+    return json.dumps([_icmp_errors_dict(each) for each in errors])
 
 
 def _tuple_json(addresses: Tuple) -> str:
@@ -337,6 +344,16 @@ def _segments_dict(segments: Segments | None) -> dict[str, int] | None:
         "after": segments.after,
         "bytes": segments.bytes,
         "missing_bytes": segments.missing_bytes,
+    }
+
+
+def _icmp_errors_dict(errors: IcmpErrors) -> dict[str, Any]:
+    return {
+        "type": errors.type,
+        "code": errors.code,
+        "name": errors.name,
+        "mtu": errors.mtu,
+        "count": errors.count,
     }
 
 

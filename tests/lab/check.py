@@ -12,6 +12,7 @@ from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
 from lab import oracle, pieces
+from lab.error_oracle import expected_errors, is_error, read_errors
 from lab.oracle import ExpectedRow, Seen, expected_rows, token_rows
 from lab.truth import ANSWERING_TYPE, Addressing, Entry, Hop, Truth
 
@@ -32,6 +33,7 @@ def check_against_truth(report: Any, truth: Truth, folder: Path) -> None:
     check_sizes(report, truth, points)
     check_losses(report, truth, points)
     check_lives(report)
+    check_errors(report, truth, folder)
     check_accounting(report, folder)
 
 
@@ -98,7 +100,7 @@ def check_rows(report: Any, truth: Truth, points: Points) -> None:
     shown = Counter(
         ExpectedRow(row.before.point, row.before.frame, row.after.point, row.after.frame, row.direction)
         for row in report.rewrites
-        if row.changed
+        if row.changed and not is_error(row.before)
     )
     expected: set[ExpectedRow] = set()
     for hop in truth.hops:
@@ -113,7 +115,7 @@ def check_rows(report: Any, truth: Truth, points: Points) -> None:
         _check_tokens(truth, points, set(shown))
     frames = {name: {packet.frame: packet for packet in packets} for name, packets in points.items()}
     for row in report.rewrites:
-        if row.changed:
+        if row.changed and not is_error(row.before):
             _check_row(row, frames)
 
 
@@ -170,6 +172,43 @@ def check_sizes(report: Any, truth: Truth, points: Points) -> None:
         assert said == count, f"{name} of packets that changed size: {said}, the oracle says {count}"
 
 
+def check_errors(report: Any, truth: Truth, folder: Path) -> None:
+    """Check that ICMP errors crossed as the kernel's entries say, each counted once, and none called faulty."""
+    points = {path.stem: read_errors(path) for path in sorted(folder.glob("*.pcap"))}
+    shown = Counter(
+        ExpectedRow(row.before.point, row.before.frame, row.after.point, row.after.frame, row.direction)
+        for row in report.rewrites
+        if is_error(row.before)
+    )
+    expected: set[ExpectedRow] = set()
+    for hop in truth.hops:
+        expected |= expected_errors(hop, points)
+    assert set(shown) == expected, sorted(set(shown) ^ expected)[:5]
+    assert not shown or max(shown.values()) == 1
+    frames = {(name, error.frame): error for name, errors in points.items() for error in errors}
+    for row in report.rewrites:
+        if is_error(row.before):
+            for sighting in (row.before, row.after):
+                seen = frames[sighting.point, sighting.frame]
+                assert (sighting.src, sighting.dst, sighting.type, sighting.code) == (
+                    seen.src,
+                    seen.dst,
+                    seen.type,
+                    seen.code,
+                ), row
+            flow = report.flows[row.flow - 1]
+            assert flow.protocol == frames[row.before.point, row.before.frame].quoted_protocol, row
+    told = Counter[tuple[int, int]]()
+    for flow in report.flows:
+        for errors in flow.icmp_errors:
+            told[errors.type, errors.code] += errors.count
+    arrived = {(row.after_point, row.after_frame) for row in expected}
+    # all errors of the lab quote packets that were captured
+    assert told == Counter((e.type, e.code) for place, e in frames.items() if place not in arrived)
+    faults = [f for f in report.findings if f.code.startswith("icmp-error-")]
+    assert not faults, faults
+
+
 def check_losses(report: Any, truth: Truth, points: Points) -> None:
     """Check that as many packets are called lost as the kernel dropped, and no others.
 
@@ -205,9 +244,10 @@ def check_lives(report: Any) -> None:
     flow_of: dict[tuple[str, int], int] = {}
     for row in rows:
         ends = (row.before, row.after) if row.direction == "original" else (row.after, row.before)
-        hop = (row.flow, ends[0].point, ends[1].point)
-        sent[*hop, row.direction].add(row.before.frame)
-        times[hop].append(ends[0].time)
+        if not is_error(row.before):  # errors are not packets of the flow, as in conntrack
+            hop = (row.flow, ends[0].point, ends[1].point)
+            sent[*hop, row.direction].add(row.before.frame)
+            times[hop].append(ends[0].time)
         for sighting in ends:
             own = flow_of.setdefault((sighting.point, sighting.frame), row.flow)
             assert own == row.flow, f"{sighting.point}:{sighting.frame} is of flows {own} and {row.flow}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from collections import defaultdict
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import dpkt
@@ -97,40 +97,40 @@ def _error(frame: int, data: bytes) -> SeenError | None:
 
 
 def expected_errors(hop: Hop, points: Mapping[str, Iterable[SeenError]]) -> set[ExpectedRow]:
-    """Return every error about a translated packet of the hop that both points have.
+    """Return every error about a packet of the hop that neighbouring points show with different quotes.
 
-    Raises UndecidableError where two errors on one side are equal in every byte, and AssertionError where an error
+    Raises UndecidableError where two errors at one point are equal in every byte, and AssertionError where an error
     is not addressed to the host that it quotes.
     """
     rows = set()
     for entry in {(e.protocol, e.original, e.reply): e for e in hop.entries if e.translated}.values():
-        full, half = entry.reply.inverted(), entry.half
-        forth = [entry.original, *([half] if half else []), full]
-        back = [entry.reply, *([half.inverted()] if half else []), entry.original.inverted()]
+        # what the quoted packet can have carried, in the order in which NAT made it so
+        forth = [entry.original, *entry.halves, entry.reply.inverted()]
+        back = [entry.reply, *(half.inverted() for half in entry.halves), entry.original.inverted()]
+        # the error goes the other way
         ways: tuple[tuple[Direction, list[Addressing]], ...] = (("reply", forth), ("original", back))
-        for direction, stages in ways:
-            # the quoted packet went from stage to stage, and the error goes back through them
-            for earlier, later in combinations(stages, 2):
-                for before, after in ((hop.inner, hop.outer), (hop.outer, hop.inner)):
-                    pairs = _pairs(points[before], points[after], entry.protocol, later, earlier)
-                    rows |= {ExpectedRow(before, a, after, b, direction) for a, b in pairs}
+        for direction, states in ways:
+            for sightings in _sightings(hop, points, entry.protocol, states):
+                stages = [states.index(error.quoted) for _, error in sightings]
+                if stages[0] < stages[-1]:
+                    sightings.reverse()
+                for (here, first), (there, second) in pairwise(sightings):
+                    if first.quoted != second.quoted:
+                        rows.add(ExpectedRow(here, first.frame, there, second.frame, direction))
     return rows
 
 
-def _pairs(
-    here: Iterable[SeenError],
-    there: Iterable[SeenError],
-    protocol: str,
-    before: Addressing,
-    after: Addressing,
-) -> list[tuple[int, int]]:
-    sides: dict[tuple[object, ...], tuple[list[SeenError], list[SeenError]]] = defaultdict(lambda: ([], []))
-    for side, errors, quoted in ((0, here, before), (1, there, after)):
-        for error in errors:
-            if error.quoted_protocol == protocol and error.quoted == quoted:
+def _sightings(
+    hop: Hop, points: Mapping[str, Iterable[SeenError]], protocol: str, states: list[Addressing]
+) -> list[list[tuple[str, SeenError]]]:
+    """Return where each error about an entry's packets was seen, in the order of the hop's points."""
+    found: dict[tuple[object, ...], list[tuple[str, SeenError]]] = defaultdict(list)
+    for name in hop.chain:
+        for error in points[name]:
+            if error.quoted_protocol == protocol and error.quoted in states:
                 assert error.dst == error.quoted.src, error
-                sides[error.fixed][side].append(error)
-    for first, second in sides.values():
-        if len(first) > 1 or len(second) > 1:
-            raise UndecidableError(f"{before}: {first} and {second}")
-    return [(first[0].frame, second[0].frame) for first, second in sides.values() if first and second]
+                seen = found[error.fixed]
+                if seen and seen[-1][0] == name:
+                    raise UndecidableError(f"{name}: {seen[-1][1]} and {error}")
+                seen.append((name, error))
+    return list(found.values())

@@ -11,6 +11,7 @@ import nattrace
 from lab.check import (
     check_accounting,
     check_against_truth,
+    check_errors,
     check_losses,
     check_rows,
     check_translations,
@@ -45,6 +46,11 @@ def test_rows_are_the_packets_that_the_kernel_rewrote(recorded: tuple[Any, Truth
 def test_losses_are_what_the_kernel_dropped(recorded: tuple[Any, Truth, Path]) -> None:
     report, truth, folder = recorded
     check_losses(report, truth, read_points(folder, truth))
+
+
+def test_icmp_errors_crossed_as_the_kernels_entries_say(recorded: tuple[Any, Truth, Path]) -> None:
+    report, truth, folder = recorded
+    check_errors(report, truth, folder)
 
 
 def test_every_record_is_accounted_for(recorded: tuple[Any, Truth, Path]) -> None:

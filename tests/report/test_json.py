@@ -18,6 +18,7 @@ from nattrace.model import (
     Crossing,
     Endpoint,
     Flow,
+    IcmpErrors,
     Latency,
     ReportData,
     Rule,
@@ -68,6 +69,14 @@ endpoints = st.none() | st.builds(
     st.none() | names,
     st.dictionaries(names, names, max_size=3),
 )
+icmp_errors = st.builds(
+    IcmpErrors,
+    st.integers(0, 255),
+    st.integers(0, 255),
+    st.sampled_from(["ttl-exceeded", "type-3-code-77"]),
+    st.none() | st.integers(1, 2**32 - 1),
+    counts,
+)
 instants = st.integers(-(2**63), 2**63 - 1)
 flows = st.builds(
     Flow,
@@ -86,6 +95,7 @@ flows = st.builds(
     instants,
     endpoints,
     endpoints,
+    icmp_errors=st.lists(icmp_errors, max_size=2).map(tuple),
 )
 
 
@@ -186,6 +196,13 @@ def test_flows_written_from_columns_are_those_of_the_objects() -> None:
     assert (
         check_columns_against_objects(*(str(SAMPLES / f"{name}.pcap") for name in ("docker0", "eth0"))) == 4
     )
+
+
+@pytest.mark.parametrize("name", ["errors_two_hops", "errors_v6", "path_mtu"])
+def test_icmp_errors_written_from_columns_are_those_of_the_objects(name: str) -> None:
+    folder = Path(__file__).parents[1] / "fixtures" / "lab" / name
+
+    assert check_columns_against_objects(*map(str, sorted(folder.glob("*.pcap")))) > 0
 
 
 @pytest.mark.parametrize("name", VARIED)

@@ -1,0 +1,245 @@
+"""ICMP errors of two points, paired through the packets that they quote.
+
+The quoted packet went the other way, so the error's flow is the quote's, and the flow's edge says which flow it is
+at the other point: there the same error quotes that flow. Inside an edge two sightings of one error agree on type,
+code, MTU and everything in the quote that NAT leaves alone; the outer header only has to lead to the host that is
+quoted. What the edge does not pair but the rest of the error vouches for was translated wrongly: a fault. Nothing
+here makes bindings or knows which point comes first.
+Kernel: nf_nat_icmp_reply_translation, nf_conntrack_icmp_error; RFC 5508 section 7, RFC 6146 section 3.4.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from nattrace.match import evidence
+from nattrace.match.bindings import edge_of
+from nattrace.match.icmp_errors import (
+    BROKEN,
+    CHECKED,
+    EXACT,
+    LOOSE,
+    NO_FAULT,
+    OUTER_UNTRANSLATED,
+    WHOLE,
+    ErrorPairs,
+    Located,
+    error_key,
+)
+from nattrace.match.keys import M1, M2, flow_hash, mix
+from nattrace.match.misquoted import pair_broken, pair_untranslated
+from nattrace.match.pairing import group_ids, nearest_distance, nearest_pairs, unique_pairs
+from nattrace.match.ties import TIE_WINDOW_NS
+from nattrace.match.votes import FLOOR_NS, MARGIN
+from nattrace.table import TCP
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from nattrace.match.edges import Edges
+    from nattrace.match.flows import Flows
+    from nattrace.match.icmp_errors import Errors
+    from nattrace.match.usual import Usual
+
+#: Errors that are alone with what they say may be this far apart, as other packets inside a binding.
+_UNIQUE_REACH_NS: Final = 10_000_000
+#: Where the latency of a binding is unknown and nothing else is learned: two taps of one host.
+_WINDOW_NS: Final = 1_000_000
+#: A flow with more bindings than this over time (ports reused in a scan) is on the one around the error only.
+_BINDINGS_TRIED: Final = 8
+#: Other than latencies of one host, two clocks: then any direction tells how far apart the points' times are.
+_CLOCKS_APART_NS: Final = 1_000_000
+#: The kernel leaves the checksum of a quoted TCP header alone that is not there as a whole (tcp_manip_pkt).
+_WHOLE_TCP_HEADER: Final = 20
+
+
+def flows_of_quotes(errors: Errors, flows: Flows) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the flow that each error's quote belongs to at its point, -1 for none, and the quote's direction."""
+    key, backward = flow_hash(errors.quoted)
+    found = np.full(key.size, -1, np.int64)
+    if len(flows) and key.size:
+        order = np.argsort(flows.hash)
+        place = np.minimum(np.searchsorted(flows.hash[order], key), order.size - 1)
+        same = flows.hash[order[place]] == key
+        found[same] = order[place[same]]
+    return found, backward
+
+
+def pair_errors(
+    errors_a: Errors,
+    errors_b: Errors,
+    flows_a: Flows,
+    flows_b: Flows,
+    edges: Edges,
+    usual: Usual,
+) -> tuple[ErrorPairs, NDArray[np.bool_], NDArray[np.bool_]]:
+    """Pair the errors of two points; flows and edges are merged ones.
+
+    Returns the pairs, and which rows of either side stay without a partner although there are candidates.
+    """
+    side_a, side_b = _locate(errors_a, flows_a, edges, 0), _locate(errors_b, flows_b, edges, 1)
+    free_a, free_b = np.ones(len(errors_a), np.bool_), np.ones(len(errors_b), np.bool_)
+    lost_a, lost_b = free_a.copy(), free_b.copy()
+    lost_a[side_a.row] = lost_b[side_b.row] = False
+    parts: list[ErrorPairs] = []
+
+    def open_sides() -> tuple[Located, Located]:
+        return side_a.take(free_a[side_a.row]), side_b.take(free_b[side_b.row])
+
+    def take_in(found: ErrorPairs) -> None:
+        parts.append(found)
+        free_a[found.a] = free_b[found.b] = False
+
+    for level in (EXACT, CHECKED, WHOLE, LOOSE):
+        take_in(_pair_level(*open_sides(), level, edges, usual))
+    take_in(pair_broken(*open_sides()))
+    for right_is_a in (True, False):
+        a, b = open_sides()
+        if right_is_a:
+            stray, far = np.flatnonzero(lost_b & free_b), (errors_b, flows_b, edges.flow_b)
+        else:
+            stray, far = np.flatnonzero(lost_a & free_a), (errors_a, flows_a, edges.flow_a)
+        take_in(pair_untranslated(a if right_is_a else b, stray, far, edges, right_is_a=right_is_a))
+    return ErrorPairs.concatenate(parts), *_tied(*open_sides(), len(errors_a), len(errors_b))
+
+
+# ----------------------------------------------------------------------------------------------------
+
+
+def _locate(errors: Errors, flows: Flows, edges: Edges, side: int) -> Located:
+    """Find the edges of the flows that the errors quote."""
+    flow, backward = flows_of_quotes(errors, flows)
+    edge_flow = edges.flow_a if side == 0 else edges.flow_b
+    order = np.argsort(edge_flow, kind="stable")
+    owner = edge_flow[order]
+    low, high = np.searchsorted(owner, flow, "left"), np.searchsorted(owner, flow, "right")
+    count = np.where(flow >= 0, high - low, 0)
+    many = np.flatnonzero(count > _BINDINGS_TRIED)
+    count[many] = 0
+    row = np.repeat(np.arange(flow.size), count)
+    offset = np.arange(row.size) - np.repeat(np.cumsum(count) - count, count)
+    edge = order[np.repeat(low, count) + offset]
+    if many.size:
+        of_many = edge_of(flow[many], errors.packets.time_ns[many], side, edges)
+        row = np.concatenate([row, many[of_many >= 0]])
+        edge = np.concatenate([edge, of_many[of_many >= 0]])
+    turned = backward[row] ^ edges.swap[edge] if side else backward[row]
+    return Located(errors, row, edge, turned)
+
+
+def _pair_level(a: Located, b: Located, level: int, edges: Edges, usual: Usual) -> ErrorPairs:
+    """Pair what is equal on one level: alone with it in its lane, or clearly nearest in time."""
+    key_a = mix(error_key(a.errors, level)[a.row] ^ a.lane() * M2)
+    key_b = mix(error_key(b.errors, level)[b.row] ^ b.lane() * M2)
+    time_a = a.errors.packets.time_ns[a.row] + _shift_ns(edges, a.edge, ~a.backward)
+    time_b = b.errors.packets.time_ns[b.row]
+    first, second = unique_pairs(key_a, key_b)
+    longest = usual.longest_ns()
+    window_ns = _WINDOW_NS if longest is None else max(2 * longest, _WINDOW_NS)
+    reach_ns = np.where(_telling(a.errors, a.row[first]), _UNIQUE_REACH_NS, window_ns)
+    soon = np.abs(time_b[second] - time_a[first]) <= reach_ns
+    first, second = first[soon], second[soon]
+    rest_a, rest_b = np.ones(a.row.size, np.bool_), np.ones(b.row.size, np.bool_)
+    rest_a[first] = rest_b[second] = False
+    left_a, left_b = np.flatnonzero(rest_a), np.flatnonzero(rest_b)
+    if left_a.size and left_b.size:
+        group_a, group_b = group_ids(key_a[left_a], key_b[left_b])
+        near_a, near_b = nearest_pairs(
+            group_a, time_a[left_a], group_b, time_b[left_b],
+            window_ns=window_ns,
+            floor_ns=FLOOR_NS if longest is None else max(longest // 2, FLOOR_NS),
+            margin=MARGIN, rounds=4,
+        )  # fmt: skip
+        first, second = np.concatenate([first, left_a[near_a]]), np.concatenate([second, left_b[near_b]])
+    return _judged(a, b, first, second)
+
+
+def _judged(a: Located, b: Located, first: NDArray[np.int64], second: NDArray[np.int64]) -> ErrorPairs:
+    """Say what speaks for each pair, and drop those that something speaks against."""
+    # an error on several edges may find a different partner on each: then it is none's
+    sole = (np.bincount(a.row[first])[a.row[first]] == 1) & (np.bincount(b.row[second])[b.row[second]] == 1)
+    first, second = first[sole], second[sole]
+    row_a, row_b = a.row[first], b.row[second]
+    one, two = a.errors.packets, b.errors.packets
+    quote_a, quote_b = a.errors.quoted, b.errors.quoted
+    id_a, id_b = one.ip_id[row_a], two.ip_id[row_b]
+    both_ids = (id_a != 0) & (id_b != 0)
+    known = quote_a.residual_known[row_a] & quote_b.residual_known[row_b]
+    same_sum = quote_a.residual[row_a] == quote_b.residual[row_b]
+    short = (quote_a.protocol[row_a] == TCP) & (a.errors.l4_length[row_a] < _WHOLE_TCP_HEADER)
+    differing = known & ~same_sum & ~short
+    # what differs in its checksum is another packet, unless something else says that it is this one
+    vouched = both_ids & (id_a == id_b)
+    vouched |= (quote_a.ip_id[row_a] != 0) | ((quote_a.protocol[row_a] == TCP) & (quote_a.seq[row_a] != 0))
+    other_content = quote_a.content_length[row_a] == quote_b.content_length[row_b]
+    other_content &= quote_a.content_hash[row_a] != quote_b.content_hash[row_b]
+    refused = (both_ids & (id_a != id_b)) | (differing & ~vouched) | (other_content & ~vouched)
+    flags = np.full(first.size, evidence.QUOTE | evidence.BINDING, np.uint16)
+    flags |= (both_ids & (id_a == id_b)) * np.uint16(evidence.IP_ID)
+    flags |= (known & same_sum) * np.uint16(evidence.CHECKSUM)
+    flags |= (one.src[row_a] == two.src[row_b]) * np.uint16(evidence.SAME_SRC)
+    flags |= (one.dst[row_a] == two.dst[row_b]) * np.uint16(evidence.SAME_DST)
+    fault = np.where(differing | other_content, BROKEN, NO_FAULT).astype(np.uint8)
+    # a router keeps its address or, with Linux, takes the one that the quoted host is known by
+    own_a, own_b = one.src[row_a] == quote_a.dst[row_a], two.src[row_b] == quote_b.dst[row_b]
+    same_router = one.src[row_a] == two.src[row_b]
+    one_router = same_router | own_a | own_b
+    outer = _outer_fits(a.errors, row_a) != _outer_fits(b.errors, row_b)
+    fault[outer | (same_router & (own_a != own_b))] = OUTER_UNTRANSLATED
+    alike = (quote_a.ttl[row_a] == quote_b.ttl[row_b]) & (
+        quote_a.ip_length[row_a] == quote_b.ip_length[row_b]
+    )
+    refused |= ~one_router | ~(alike | vouched)
+    refused |= ~_outer_fits(a.errors, row_a) & ~_outer_fits(b.errors, row_b)
+    return ErrorPairs(row_a, row_b, a.edge[first], a.backward[first], flags, fault).take(~refused)
+
+
+def _telling(errors: Errors, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Say which errors have something that other errors of their flow do not repeat within milliseconds."""
+    quoted = errors.quoted
+    telling: NDArray[np.bool_] = (
+        (errors.packets.ip_id[rows] != 0) | (quoted.ip_id[rows] != 0) | (quoted.seq[rows] != 0)
+    )
+    telling |= quoted.content_length[rows] >= 4
+    return telling
+
+
+def _outer_fits(errors: Errors, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Say which errors are addressed to the host whose packet they quote."""
+    fits: NDArray[np.bool_] = errors.packets.dst[rows] == errors.quoted.src[rows]
+    return fits
+
+
+def _shift_ns(edges: Edges, edge: NDArray[np.int64], backward: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return by how much the second point is usually later in each edge and direction; 0 where unknown."""
+    if not edge.size:
+        return np.empty(0, np.int64)
+    count = np.where(backward, edges.backward[edge], edges.forward[edge])
+    total = np.where(backward, edges.delta_backward[edge], edges.delta_forward[edge])
+    other = np.where(backward, edges.forward[edge], edges.backward[edge])
+    other_total = np.where(backward, edges.delta_forward[edge], edges.delta_backward[edge])
+    mean = total // np.maximum(count, 1)
+    other_mean = other_total // np.maximum(other, 1)
+    apart = np.where(np.abs(other_mean) > _CLOCKS_APART_NS, other_mean, 0)
+    return np.where(count > 0, mean, apart)
+
+
+def _tied(a: Located, b: Located, size_a: int, size_b: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which unpaired errors of both sides could still be one of the other side's."""
+    tied_a, tied_b = np.zeros(size_a, np.bool_), np.zeros(size_b, np.bool_)
+    if a.row.size and b.row.size:
+        group_a, group_b = group_ids(_tie_key(a), _tie_key(b))
+        time_a, time_b = a.errors.packets.time_ns[a.row], b.errors.packets.time_ns[b.row]
+        near_a = nearest_distance(group_a, time_a, group_b, time_b) <= TIE_WINDOW_NS
+        near_b = nearest_distance(group_b, time_b, group_a, time_a) <= TIE_WINDOW_NS
+        tied_a[a.row[near_a]] = True
+        tied_b[b.row[near_b]] = True
+    return tied_a, tied_b
+
+
+def _tie_key(side: Located) -> NDArray[np.uint64]:
+    """Return keys that are equal where two errors could be one: an IP identification of their own tells them apart."""
+    own = error_key(side.errors, LOOSE) ^ (side.errors.packets.ip_id.astype(np.uint64) + np.uint64(1)) * M1
+    return mix(own[side.row] ^ side.lane() * M2)

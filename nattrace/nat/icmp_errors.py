@@ -1,0 +1,309 @@
+"""ICMP errors in the report: the conversation that each of them is about, what crossed, and what is wrong with it.
+
+Takes the pairs that `match.quoted` finds between two points and says, with the hops' directions known, which way
+an error went, which flow it belongs to, and what became of the others. It pairs nothing itself, and errors count
+neither as packets of their flow nor as crossings, as in conntrack.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nattrace.icmp import FRAGMENTATION_NEEDED, PACKET_TOO_BIG
+from nattrace.match.bindings import edge_of
+from nattrace.match.icmp_errors import NO_FAULT, Errors
+from nattrace.match.quoted import flows_of_quotes, pair_errors
+from nattrace.nat.conversations import ErrorCounts
+from nattrace.nat.hops import AMBIGUOUS, LOST, NOT_SEEN_UPSTREAM, REASON_NAMES
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from nattrace.match.edges import Edges
+    from nattrace.match.flows import Flows
+    from nattrace.match.icmp_errors import ErrorPairs
+    from nattrace.match.intake import LayerInfo
+    from nattrace.match.usual import Usual
+    from nattrace.nat.conversations import Conversations
+    from nattrace.nat.hops import Coverage, PairEvidence
+
+#: Reason of an error of which no more is known: its flow is unknown, or nothing proves that it should be elsewhere.
+ICMP_ERROR = 7
+ERROR_REASONS = REASON_NAMES | {ICMP_ERROR: "icmp-error"}
+
+
+@dataclass(slots=True)
+class CrossedErrors:
+    """The errors that two neighbouring points both saw: rows of either point's errors, and their hops."""
+
+    points: tuple[int, int]
+    a: NDArray[np.int64]
+    b: NDArray[np.int64]
+    hop: NDArray[np.int64]
+    backward: NDArray[np.bool_]  #: the error itself went backward at the first point
+    reply: NDArray[np.bool_]  #: the error went the way of the replies
+    flags: NDArray[np.uint16]
+    fault: NDArray[np.uint8]
+
+
+@dataclass(slots=True)
+class MissingErrors:
+    """Errors sent into a hop that provably never arrived: rows of the sending point's errors."""
+
+    point: int
+    other: int
+    row: NDArray[np.int64]
+    conversation: NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class ErrorOutcome:
+    """What became of all ICMP errors. Lists are by point number, arrays by row of the point's errors."""
+
+    homes: list[int]  #: the first layer of each layer's point
+    errors: list[Errors]
+    reason: list[NDArray[np.uint8]]  #: 0 for matched, else a key of ERROR_REASONS
+    conversation: list[NDArray[np.int64]]  #: row of the conversation, -1 for none
+    direction: list[
+        NDArray[np.int8]
+    ]  #: 0: as the conversation's original packets, 1: as its replies, -1: unknown
+    crossed: list[CrossedErrors] = field(default_factory=list)
+    missing: list[MissingErrors] = field(default_factory=list)
+
+    def matched(self, point: int) -> int:
+        """Return how many errors of a point were matched."""
+        return int((self.reason[point] == 0).sum())
+
+    def count_unmatched(self, point: int, into: Counter[str]) -> None:
+        """Add up the errors of a point that were not matched, by reason."""
+        for code, name in ERROR_REASONS.items():
+            if count := int((self.reason[point] == code).sum()):
+                into[name] += count
+
+
+def by_layer(
+    errors: Sequence[Errors],
+    flows: Sequence[Flows],
+    pairs: Mapping[tuple[int, int], PairEvidence],
+    infos: Sequence[LayerInfo],
+) -> list[Errors]:
+    """Divide each point's errors among its layers: an error belongs where its quote's flow is, bound if possible.
+
+    `errors` are given at the points' first layers. Errors in tunnels are not read, so layers in tunnels get none.
+    """
+    homes = [each.home for each in infos]
+    if homes == list(range(len(flows))):
+        return list(errors)
+    divided = [Errors.empty() for _ in flows]
+    for home, own in enumerate(errors):
+        if not len(own):
+            continue
+        layers = [layer for layer, at in enumerate(homes) if at == home and not infos[layer].layer.depth]
+        rank, place = np.zeros(len(own), np.int64), np.full(len(own), home)
+        for layer in layers:
+            flow, _ = flows_of_quotes(own, flows[layer])
+            bound = np.zeros(len(flows[layer]) + 1, np.bool_)  # one more, for the -1 of no flow
+            for (i, j), pair in pairs.items():
+                if layer in (i, j):
+                    bound[pair.edges.flow_a if layer == i else pair.edges.flow_b] = True
+            bound[-1] = False
+            better = np.where(flow >= 0, 1, 0) + bound[flow]
+            place[better > rank] = layer
+            rank = np.maximum(rank, better)
+        for layer in layers:
+            divided[layer] = own.take(np.flatnonzero(place == layer))
+    return divided
+
+
+def resolve_errors(
+    errors: Sequence[Errors],
+    flows: Sequence[Flows],
+    pairs: Mapping[tuple[int, int], PairEvidence],
+    usual: Mapping[tuple[int, int], Usual],
+    conversations: Conversations,
+    hop_of_edge: Mapping[tuple[int, int], NDArray[np.int64]],
+    conversation_of: Sequence[NDArray[np.int64]],
+    coverage: Coverage,
+    layers: Sequence[LayerInfo],
+) -> ErrorOutcome:
+    """Match the errors of all points, find their conversations, and leave the counts in `conversations`.
+
+    `hop_of_edge` gives the hop of every merged edge of a pair of points, -1 for none; `conversation_of` the
+    (first) conversation of every merged flow of a point.
+    """
+    quoted = [flows_of_quotes(own, at) for own, at in zip(errors, flows, strict=True)]
+    outcome = ErrorOutcome(
+        homes=[each.home for each in layers],
+        errors=list(errors),
+        reason=[np.full(len(own), ICMP_ERROR, np.uint8) for own in errors],
+        conversation=[np.full(len(own), -1, np.int64) for own in errors],
+        direction=[np.full(len(own), -1, np.int8) for own in errors],
+    )
+    for point, (flow, _) in enumerate(quoted):
+        known = np.flatnonzero(flow >= 0)
+        owner = conversation_of[point][flow[known]]
+        outcome.conversation[point][known] = owner
+        begins = (owner >= 0) & (conversations.point[owner] == point)
+        known, owner = known[begins], owner[begins]
+        initiator, quote = conversations.initiator.take(owner), errors[point].quoted
+        opening = (initiator.src == quote.src[known]) & (initiator.sport == quote.sport[known])
+        outcome.direction[point][known] = opening
+    matched = [np.zeros(len(own), np.bool_) for own in errors]
+    absent: list[tuple[int, int, NDArray[np.int64], NDArray[np.uint8]]] = []
+    for i, j in sorted(pairs):
+        if not len(errors[i]) and not len(errors[j]):
+            continue
+        pair, hop = pairs[i, j], hop_of_edge[i, j]
+        found, tied_i, tied_j = pair_errors(errors[i], errors[j], flows[i], flows[j], pair.edges, usual[i, j])
+        matched[i][found.a] = matched[j][found.b] = True
+        outcome.reason[i][tied_i] = outcome.reason[j][tied_j] = AMBIGUOUS
+        _cross(outcome, (i, j), found, hop, conversations)
+        for side, (point, other, rows, tied) in enumerate(((i, j, found.a, tied_i), (j, i, found.b, tied_j))):
+            if layers[other].layer.depth:
+                continue  # nobody looked for errors in tunnels
+            alone = np.ones(len(errors[point]), np.bool_)
+            alone[rows] = False
+            alone[tied] = False
+            rest = np.flatnonzero(alone & (quoted[point][0] >= 0))
+            absent.append(
+                _absent(
+                    outcome, rest, quoted[point], pair, hop, conversations, coverage, (point, other, side)
+                )
+            )
+    _conclude(outcome, matched, absent)
+    conversations.errors = _counted(outcome, conversations)
+    return outcome
+
+
+def _cross(
+    outcome: ErrorOutcome,
+    points: tuple[int, int],
+    found: ErrorPairs,
+    hop_of_edge: NDArray[np.int64],
+    c: Conversations,
+) -> None:
+    """Note the pairs of one pair of points that are crossings of a hop, and whose they are."""
+    hop = hop_of_edge[found.edge]
+    kept = hop >= 0
+    found, hop = found.take(kept), hop[kept]
+    if not hop.size:
+        return
+    forward_a = c.hops.forward[hop] ^ (c.hops.reverse[hop] & c.hops.swap[hop])
+    backward = ~found.backward
+    reply = backward == forward_a
+    if c.division is not None:
+        i, j = points
+        time_a = outcome.errors[i].packets.time_ns[found.a]
+        time_b = outcome.errors[j].packets.time_ns[found.b]
+        hop = c.division.piece(
+            hop, reply, np.where(c.hops.reverse[hop], time_b, time_a), np.zeros(hop.size, np.bool_)
+        )
+    owner = c.flow_of_hop[hop]
+    for point, rows in zip(points, (found.a, found.b), strict=True):
+        outcome.conversation[point][rows] = owner
+        outcome.direction[point][rows] = reply
+    outcome.crossed.append(
+        CrossedErrors(points, found.a, found.b, hop, backward, reply, found.flags, found.fault)
+    )
+
+
+def _absent(
+    outcome: ErrorOutcome,
+    rows: NDArray[np.int64],
+    quoted: tuple[NDArray[np.int64], NDArray[np.bool_]],
+    pair: PairEvidence,
+    hop_of_edge: NDArray[np.int64],
+    c: Conversations,
+    coverage: Coverage,
+    where: tuple[int, int, int],
+) -> tuple[int, int, NDArray[np.int64], NDArray[np.uint8]]:
+    """Say what the errors `rows` of one point prove by not being at the other one.
+
+    Returns (point, other point, rows, reasons) of those that prove anything.
+    """
+    point, other, side = where
+    edges: Edges = pair.edges
+    flow, time = quoted[0][rows], outcome.errors[point].packets.time_ns[rows]
+    edge = edge_of(flow, time, side, edges)
+    hop = np.where(edge >= 0, hop_of_edge[np.maximum(edge, 0)], -1) if len(edges) else edge
+    rows, time, hop = rows[hop >= 0], time[hop >= 0], hop[hop >= 0]
+    if not rows.size:
+        return point, other, rows, np.empty(0, np.uint8)
+    reverse, swap = c.hops.reverse[hop], c.hops.swap[hop]
+    forward = c.hops.forward[hop] ^ (swap & (reverse if side == 0 else ~reverse))
+    reply = ~quoted[1][rows] == forward
+    at_to = c.hops.to_point[hop] == point
+    if c.division is not None:
+        hop = c.division.piece(hop, reply, time, at_to)
+    outcome.conversation[point][rows] = c.flow_of_hop[hop]
+    outcome.direction[point][rows] = reply
+    sure = coverage.sure(other, time) & coverage.sure(other, time + pair.margin_ns)
+    sure &= coverage.sure(other, time - pair.margin_ns) & coverage.unparted(c.hops)[hop]
+    reason = np.where(reply == at_to, LOST, NOT_SEEN_UPSTREAM).astype(np.uint8)
+    return point, other, rows[sure], reason[sure]
+
+
+def _conclude(
+    outcome: ErrorOutcome,
+    matched: Sequence[NDArray[np.bool_]],
+    absent: Sequence[tuple[int, int, NDArray[np.int64], NDArray[np.uint8]]],
+) -> None:
+    """Give every error its reason; what one pair of points matched is matched, what another ties is ambiguous."""
+    for point, other, rows, reason in absent:
+        known = outcome.reason[point][rows]
+        gone = (reason == LOST) & (known != AMBIGUOUS)
+        # where one neighbour proves a loss and the other that it came from nowhere, it was lost
+        telling = gone | (known == ICMP_ERROR)
+        outcome.reason[point][rows[telling]] = reason[telling]
+        lost = rows[gone]
+        if lost.size:
+            outcome.missing.append(MissingErrors(point, other, lost, outcome.conversation[point][lost]))
+    for point, rows_matched in enumerate(matched):
+        outcome.reason[point][rows_matched] = 0
+
+
+def _counted(outcome: ErrorOutcome, c: Conversations) -> ErrorCounts:
+    """Count the errors of every conversation, each once: at the point nearest to the path's beginning."""
+    columns: list[NDArray[np.int64]] = []
+    for point, own in enumerate(outcome.errors):
+        counted = outcome.conversation[point] >= 0
+        for crossing in outcome.crossed:
+            if point in crossing.points:
+                mine = crossing.a if crossing.points[0] == point else crossing.b
+                arrived = c.hops.to_point[crossing.hop] == point
+                counted[mine[arrived]] = False
+        rows = np.flatnonzero(counted)
+        if not rows.size:
+            continue
+        kind, code = own.packets.icmp_type[rows], own.packets.icmp_code[rows]
+        columns.append(
+            np.stack([outcome.conversation[point][rows], kind, code, mtu_of(own, rows)], axis=1).astype(
+                np.int64
+            )
+        )
+    if not columns:
+        return ErrorCounts.none()
+    distinct, count = np.unique(np.concatenate(columns), axis=0, return_counts=True)
+    return ErrorCounts(distinct[:, 0], distinct[:, 1], distinct[:, 2], distinct[:, 3], count)
+
+
+def mtu_of(errors: Errors, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the MTU that each error names (RFC 1191 section 4, RFC 4443 section 3.2), -1 for none."""
+    packets = errors.packets
+    kind, code, version = packets.icmp_type[rows], packets.icmp_code[rows], packets.version[rows]
+    rest = errors.rest[rows].astype(np.int64)
+    needed = (version == 4) & (kind == FRAGMENTATION_NEEDED[0]) & (code == FRAGMENTATION_NEEDED[1])
+    too_big = (version == 6) & (kind == PACKET_TOO_BIG[0])
+    mtu = np.where(needed, rest & 0xFFFF, np.where(too_big, rest, 0))
+    return np.where(mtu > 0, mtu, -1)
+
+
+def faulty(crossed: CrossedErrors) -> NDArray[np.int64]:
+    """Return the rows of crossings whose error was translated wrongly."""
+    return np.flatnonzero(crossed.fault != NO_FAULT)
