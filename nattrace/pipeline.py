@@ -161,6 +161,7 @@ def _report(read: _Read, clocks: Clocks | None, uncorrected: Sequence[str]) -> R
     found = assemble(read.matcher, layers, book, spans, clock_bound)
     if found.errors is not None and read.matcher.on_pair is not None:  # as `_keep_rows` has set it
         read.spool.add_errors(found.errors)
+    errors = (found.errors, found.conversations.hops, names, book) if found.errors is not None else None
     points = tuple(
         _point(infos[n], names[n], _clock(min(names), clocks, capture[n]))
         for n, each in enumerate(layers)
@@ -174,7 +175,7 @@ def _report(read: _Read, clocks: Clocks | None, uncorrected: Sequence[str]) -> R
         version=__version__,
         points=in_order,
         flows=flows,
-        findings=tuple(diagnose(in_order, flows, uncorrected, openings=openings, book=book)),
+        findings=tuple(diagnose(in_order, flows, uncorrected, openings=openings, book=book, errors=errors)),
         accounting=_accounting(layers, found),
         rewrites=Rewrites(
             spool=read.spool,

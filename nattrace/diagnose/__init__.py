@@ -10,7 +10,12 @@ if TYPE_CHECKING:
 
     from nattrace.ingest.openings import Openings
     from nattrace.model import Finding, Flow, Point
+    from nattrace.nat.icmp_errors import ErrorOutcome
+    from nattrace.nat.paths import Hops
     from nattrace.table import AddressBook
+
+    #: What the errors' family reads: the errors, the hops that they crossed, the points' names, the addresses.
+    IcmpErrorView = tuple[ErrorOutcome, Hops, Sequence[str], AddressBook]
 
 #: Flows looked at to see whether anything crosses; those that go on are looked at by whoever needs them.
 _GLANCE = 64
@@ -26,13 +31,18 @@ def diagnose(
     *,
     openings: Sequence[tuple[str, Openings]] = (),
     book: AddressBook | None = None,
+    errors: IcmpErrorView | None = None,
 ) -> list[Finding]:
     """Return all findings, most severe first.
 
     `uncorrected` are files whose clock could not be corrected. `openings` are the points' names with what was
-    noted of TCP connections there, in the handles of `book`.
+    noted of TCP connections there, in the handles of `book`; `errors` the ICMP errors, where there are some.
     """
     found: list[Finding] = []
+    if errors is not None:
+        from nattrace.diagnose.icmp_errors import icmp_error_findings  # noqa: PLC0415 - few captures have any
+
+        found += icmp_error_findings(*errors)
     if any(point.clock.at is not None for point in points):
         from nattrace.diagnose.clocks import clock_findings  # noqa: PLC0415 - most captures have one clock
 

@@ -138,7 +138,7 @@ def _judge(
     columns = (("src", "sport", high, low), ("dst", "dport", low, high))
     possible = right.errors.packets.dst[rows] == mine.src[rows]
     for address, port, near, far in columns:
-        after = [np.where(backward, near[n][flow], far[n][flow]) for n in (0, 1)]
+        after = [np.where(backward, near[n], far[n]) for n in (0, 1)]
         before = getattr(mine, address)[rows], getattr(mine, port)[rows]
         here = getattr(quoted, address)[other], getattr(quoted, port)[other]
         translated = (here[0] == after[0]) & (here[1] == after[1])

@@ -9,10 +9,36 @@ from typing import Any
 
 import pytest
 
+import nattrace
 from nattrace.ingest import ReadOptions, open_capture, parse_sources
 
 TESTS = Path(__file__).resolve().parents[1]
 FIXTURES = TESTS / "fixtures" / "lab"
+SHARED = TESTS.parent.parent / "shared" / "captures"
+#: Captures of strangers: quotes of every length, behind IPv6 extension headers, with RFC 4884 extensions.
+STRANGERS = {
+    "tcpdump-tests/tests/afs.pcap": 25,
+    "tcpdump-tests/tests/dhcp-rfc4388.pcap": 3,
+    "tcpdump-tests/tests/icmp-cksum-oobr-1.pcap": 1,
+    "tcpdump-tests/tests/icmp-cksum-oobr-4.pcapng": 1,
+    "tcpdump-tests/tests/icmp-rfc5837.pcap": 1,
+    "tcpdump-tests/tests/icmp_inft_name_length_zero.pcap": 1,
+    "tcpdump-tests/tests/mpls-traceroute.pcap": 9,
+    "zeek/testing/btest/Traces/icmp/icmp-destunreach-ip.pcap": 1,
+    "zeek/testing/btest/Traces/icmp/icmp-destunreach-udp.pcap": 1,
+    "zeek/testing/btest/Traces/icmp/icmp-timeexceeded.pcap": 1,
+    "zeek/testing/btest/Traces/icmp/icmp6-destunreach-ip6ext-udp.pcap": 1,
+    "zeek/testing/btest/Traces/icmp/icmp6-paramprob.pcap": 1,
+    "zeek/testing/btest/Traces/icmp/icmp6-timeexceeded.pcap": 1,
+    "zeek/testing/btest/Traces/icmp/icmp6-toobig.pcap": 1,
+}
+#: Errors that quote nothing, or an extension header cut off before the ports.
+ILLEGIBLE = (
+    "tcpdump-tests/tests/extract_read2_asan.pcap",
+    "zeek/testing/btest/Traces/icmp/icmp-destunreach-no-context.pcap",
+    "zeek/testing/btest/Traces/icmp/icmp6-destunreach-no-context.pcap",
+    "zeek/testing/btest/Traces/icmp/icmp6-destunreach-ip6ext-trunc.pcap",
+)
 FIELDS = [
     "frame.number",
     "ip.src",
@@ -113,3 +139,19 @@ def compare(path: Path) -> int:
 )
 def test_quotes_of_the_lab_are_those_of_tshark(name: str, errors: int) -> None:
     assert compare(FIXTURES / name / "docker0.pcap") == errors
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_quotes_in_captures_of_strangers_are_those_of_tshark(name: str) -> None:
+    if not SHARED.exists():
+        pytest.skip("shared captures are not here")
+    assert compare(SHARED / name) == STRANGERS[name]
+
+
+@pytest.mark.parametrize("name", ILLEGIBLE)
+def test_an_error_that_quotes_nothing_legible_is_only_counted(name: str) -> None:
+    if not SHARED.exists():
+        pytest.skip("shared captures are not here")
+    assert quotes(SHARED / name) == []
+    accounting = nattrace.analyze(SHARED / name).accounting
+    assert accounting.unmatched == {"icmp-error": 1}

@@ -1,0 +1,187 @@
+"""ICMP errors that did not do their work: translated by halves, broken, or lost; and what they say of the path.
+
+A host looks up the packet that an error quotes among its own connections. When a translator rewrote only the outer
+header, or only the quote, or dropped the error, the host never learns: path MTU discovery then stalls, and refused
+connections time out (RFC 5508 section 7, RFC 2923). This module reads what was matched; it matches nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from nattrace.icmp import FRAGMENTATION_NEEDED, PACKET_TOO_BIG, error_name
+from nattrace.match.icmp_errors import BROKEN, NO_FAULT, OUTER_UNTRANSLATED, QUOTE_UNTRANSLATED, UNTRANSLATED
+from nattrace.model import Finding, PacketRef
+from nattrace.nat.icmp_errors import mtu_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from nattrace.match.icmp_errors import Errors
+    from nattrace.nat.icmp_errors import ErrorOutcome
+    from nattrace.nat.paths import Hops
+    from nattrace.table import AddressBook, PacketTable
+
+#: Flows and packets listed in one finding.
+MAX_LISTED: Final = 100
+
+_HOW: Final = {
+    UNTRANSLATED: "left as they were, outside and in the quote",
+    OUTER_UNTRANSLATED: "with the quote translated and the outer header not",
+    QUOTE_UNTRANSLATED: "with the outer header translated and the quote not",
+}
+_IGNORED = "the host that gets them finds no connection of its own in the quote and ignores them"
+_TRANSLATOR: Final = (
+    "look at the translator between the two points: it has to rewrite an ICMP error's quote together with the "
+    "outer header (RFC 5508 section 7). Linux does, unless its rules keep the errors from connection tracking "
+    "(notrack) or the connection's entry is gone"
+)
+_LOST_ADVICE: Final = (
+    "look for rules that drop ICMP between the two points, as firewalls that block all ICMP do (RFC 4890); what "
+    "belongs to a connection passes with: -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
+)
+
+
+@dataclass(slots=True)
+class _Group:
+    """Errors that one finding speaks of; sets because an error may be noted from several sides."""
+
+    packets: list[PacketRef] = field(default_factory=list)
+    flows: set[int] = field(default_factory=set)
+    names: set[str] = field(default_factory=set)
+    example: str = ""
+
+    def add(self, packet: PacketRef, flow: int, name: str) -> bool:
+        """Note an error; return whether it is the first."""
+        self.packets.append(packet)
+        self.flows.add(flow)
+        self.names.add(name)
+        return len(self.packets) == 1
+
+    def finding(self, code: str, severity: str, message: str, advice: str | None) -> Finding:
+        """Make the finding."""
+        return Finding(
+            code=code,
+            severity=severity,  # type: ignore[arg-type]
+            message=message,
+            flows=tuple(sorted(flow for flow in self.flows if flow > 0)[:MAX_LISTED]),
+            packets=tuple(sorted(self.packets, key=lambda p: (p.point, p.frame))[:MAX_LISTED]),
+            advice=advice,
+        )
+
+
+def icmp_error_findings(
+    outcome: ErrorOutcome, hops: Hops, names: Sequence[str], book: AddressBook
+) -> list[Finding]:
+    """Return the findings about ICMP errors, the most severe first.
+
+    ``icmp-error-quote-untranslated``: outer header and quote do not show the same side of the translation.
+    ``icmp-error-quote-broken``: the quote changed in what NAT leaves alone. ``icmp-error-lost``: it reached one point
+    and provably not the next. ``path-mtu``: a router said how large packets may be, and the word arrived.
+    """
+    faults: dict[tuple[str, str, int], _Group] = defaultdict(_Group)
+    mtus: dict[tuple[str, str, int], _Group] = defaultdict(_Group)
+    for crossed in outcome.crossed:
+        i, j = crossed.points
+        first_is_a = crossed.reply == hops.reverse[crossed.hop]
+        mtu = mtu_of(outcome.errors[i], crossed.a)
+        # all that is ordinary is passed over without a step of Python for each error
+        for k in np.flatnonzero((crossed.fault != NO_FAULT) | (mtu >= 0)).tolist():
+            (before, row), (after, other) = (i, int(crossed.a[k])), (j, int(crossed.b[k]))
+            if not first_is_a[k]:
+                (before, row), (after, other) = (after, other), (before, row)
+            errors, packets = outcome.errors[after], outcome.errors[after].packets
+            packet = PacketRef(names[after], int(packets.frame[other]))
+            flow = int(outcome.conversation[after][other]) + 1
+            fault = int(crossed.fault[k])
+            way = (names[before], names[after])
+            if fault != NO_FAULT:
+                group = faults[*way, fault]
+                if group.add(packet, flow, _name(packets, other)):
+                    group.example = _example(names[after], errors, other, book)
+            else:
+                mtus[*way, int(mtu[k])].add(packet, flow, _name(packets, other))
+    lost: dict[tuple[str, str], _Group] = defaultdict(_Group)
+    for missing in outcome.missing:
+        packets = outcome.errors[missing.point].packets
+        group = lost[names[missing.point], names[missing.other]]
+        for row, owner in zip(missing.row.tolist(), missing.conversation.tolist(), strict=True):
+            packet = PacketRef(names[missing.point], int(packets.frame[row]))
+            group.add(packet, owner + 1, _name(packets, row))
+    return [*_faults(faults), *_lost(lost), *_path_mtus(mtus)]
+
+
+def _faults(groups: Mapping[tuple[str, str, int], _Group]) -> list[Finding]:
+    found = []
+    for (before, after, fault), group in sorted(groups.items()):
+        count, way = _count(group), f"{_printable(before)} -> {_printable(after)}"
+        if fault == BROKEN:
+            message = (
+                f"{count} crossed {way} with a quote that changed in what NAT leaves alone (IP id, length, sequence "
+                f"number or checksum); {group.example}. {_IGNORED[0].upper()}{_IGNORED[1:]}, or takes them for forged"
+            )
+            found.append(group.finding("icmp-error-quote-broken", "warning", message, _TRANSLATOR))
+        else:
+            message = f"{count} crossed {way} {_HOW[fault]}: {group.example}; {_IGNORED}"
+            found.append(group.finding("icmp-error-quote-untranslated", "warning", message, _TRANSLATOR))
+    return found
+
+
+def _lost(groups: Mapping[tuple[str, str], _Group]) -> list[Finding]:
+    found = []
+    for (point, other), group in sorted(groups.items()):
+        too_big = {error_name(4, *FRAGMENTATION_NEEDED), error_name(6, *PACKET_TOO_BIG)} & group.names
+        message = (
+            f"{_count(group)} reached {_printable(point)} and never {_printable(other)}, so the host that they are "
+            "about does not learn of it"
+            + (": its large packets go on being dropped (path MTU black hole)" if too_big else "")
+        )
+        found.append(group.finding("icmp-error-lost", "warning", message, _LOST_ADVICE))
+    return found
+
+
+def _path_mtus(groups: Mapping[tuple[str, str, int], _Group]) -> list[Finding]:
+    return [
+        group.finding(
+            "path-mtu",
+            "info",
+            f"{_count(group)} crossed {_printable(before)} -> {_printable(after)}: packets of more than {mtu} bytes do "
+            "not fit on the way",
+            None,
+        )
+        for (before, after, mtu), group in sorted(groups.items())
+    ]
+
+
+def _count(group: _Group) -> str:
+    """Return how many errors of which names: ``2 ICMP errors (port-unreachable, ttl-exceeded)``."""
+    size = len(group.packets)
+    return f"{size} ICMP error{'s' if size > 1 else ''} ({', '.join(sorted(group.names))})"
+
+
+def _name(packets: PacketTable, row: int) -> str:
+    return error_name(int(packets.version[row]), int(packets.icmp_type[row]), int(packets.icmp_code[row]))
+
+
+def _example(point: str, errors: Errors, row: int, book: AddressBook) -> str:
+    packets, quoted = errors.packets, errors.quoted
+    version = int(packets.version[row])
+    addresses = [
+        book.text(version, int(table_column[row])) for table_column in (packets.dst, quoted.src, quoted.dst)
+    ]
+    ports = (int(quoted.sport[row]), int(quoted.dport[row]))
+    source, target = (
+        (f"[{a}]:{p}" if version == 6 else f"{a}:{p}") if p else a
+        for a, p in zip(addresses[1:], ports, strict=True)
+    )
+    return (
+        f"{_printable(point)}:{int(packets.frame[row])} goes to {addresses[0]} and quotes {source} > {target}"
+    )
+
+
+def _printable(name: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in name)
