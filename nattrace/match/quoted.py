@@ -45,7 +45,9 @@ if TYPE_CHECKING:
 
 #: Errors that are alone with what they say may be this far apart, as other packets inside a binding.
 _UNIQUE_REACH_NS: Final = 10_000_000
-#: Where the latency of a binding is unknown and nothing else is learned: two taps of one host.
+#: Those without any IP identification must be about as far apart as is usual: half as far again, plus what one
+#: interrupt more or less makes; or so far where nothing is known of the two points.
+_FLOOR_NS: Final = 20_000
 _WINDOW_NS: Final = 1_000_000
 #: A flow with more bindings than this over time (ports reused in a scan) is on the one around the error only.
 _BINDINGS_TRIED: Final = 8
@@ -137,8 +139,10 @@ def _pair_level(a: Located, b: Located, level: int, edges: Edges, usual: Usual) 
     time_b = b.errors.packets.time_ns[b.row]
     first, second = unique_pairs(key_a, key_b)
     longest = usual.longest_ns()
-    window_ns = _WINDOW_NS if longest is None else max(2 * longest, _WINDOW_NS)
-    reach_ns = np.where(_telling(a.errors, a.row[first]), _UNIQUE_REACH_NS, window_ns)
+    window_ns = _WINDOW_NS if longest is None else longest + longest // 2 + _FLOOR_NS
+    # without an identification it may be another one that quotes the same packet sent again
+    usual_ns = np.maximum(2 * _latency_ns(edges, a.edge[first]) + _FLOOR_NS, window_ns)
+    reach_ns = np.where(_numbered(a.errors, a.row[first]), _UNIQUE_REACH_NS, usual_ns)
     soon = np.abs(time_b[second] - time_a[first]) <= reach_ns
     first, second = first[soon], second[soon]
     rest_a, rest_b = np.ones(a.row.size, np.bool_), np.ones(b.row.size, np.bool_)
@@ -196,20 +200,24 @@ def _judged(a: Located, b: Located, first: NDArray[np.int64], second: NDArray[np
     return ErrorPairs(row_a, row_b, a.edge[first], a.backward[first], flags, fault).take(~refused)
 
 
-def _telling(errors: Errors, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Say which errors have something that other errors of their flow do not repeat within milliseconds."""
-    quoted = errors.quoted
-    telling: NDArray[np.bool_] = (
-        (errors.packets.ip_id[rows] != 0) | (quoted.ip_id[rows] != 0) | (quoted.seq[rows] != 0)
-    )
-    telling |= quoted.content_length[rows] >= 4
-    return telling
+def _numbered(errors: Errors, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Say which errors have an IP identification, or quote one."""
+    numbered: NDArray[np.bool_] = (errors.packets.ip_id[rows] != 0) | (errors.quoted.ip_id[rows] != 0)
+    return numbered
 
 
 def _outer_fits(errors: Errors, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Say which errors are addressed to the host whose packet they quote."""
     fits: NDArray[np.bool_] = errors.packets.dst[rows] == errors.quoted.src[rows]
     return fits
+
+
+def _latency_ns(edges: Edges, edge: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how far apart the packets of each edge were on average; 0 where that is two clocks, and no latency."""
+    count = edges.forward[edge] + edges.backward[edge]
+    apart = np.abs(edges.delta_forward[edge]) + np.abs(edges.delta_backward[edge])
+    mean: NDArray[np.int64] = apart // np.maximum(count, 1)
+    return np.where(mean <= _CLOCKS_APART_NS, mean, 0)
 
 
 def _shift_ns(edges: Edges, edge: NDArray[np.int64], backward: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -1,0 +1,163 @@
+"""ICMP errors of random networks: no pair is wrong and no fault is seen, whatever is missing, repeated or alike."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import pytest
+from error_frames import PUBLIC, PUBLIC6, ROUTER, ROUTER6, SERVER, SERVER6, TCP, UDP, Packet, Points, error
+
+import nattrace
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from nattrace import Report
+
+ROUTERS = {4: (ROUTER, "192.0.2.9"), 6: (ROUTER6, "2001:db8:9::9")}
+KINDS = {4: [(3, 3), (11, 0), (3, 13)], 6: [(1, 4), (3, 0), (1, 1)]}
+
+
+@dataclass
+class Network:
+    """Points and, for each recorded error by its time, which error it is."""
+
+    points: Points = field(default_factory=Points)
+    serial: int = 0
+    inside: dict[int, int] = field(default_factory=dict)  #: time to serial number
+    outside: dict[int, int] = field(default_factory=dict)
+
+
+def network(
+    seed: int, *, version: int, errors: int, loss: float, ids: bool, alike: bool, outbound_loss: float = 0.0
+) -> Network:
+    """Containers behind one address send probes, and routers answer them with errors.
+
+    `ids` gives packets IP identifications; `alike` makes all payloads and routers one.
+    """
+    draw = random.Random(seed)
+    net = Network()
+    public, server = (PUBLIC, SERVER) if version == 4 else (PUBLIC6, SERVER6)
+    prefix = "172.17.0." if version == 4 else "fd00:17::"
+    flows = []
+    for number in range(24):
+        container = f"{prefix}{number % 6 + 2}"
+        protocol = draw.choice([UDP, TCP])
+        before = Packet(
+            container,
+            40000 + number % 3,
+            server,
+            33434 + number // 12,
+            protocol=protocol,
+            seq=draw.getrandbits(32),
+        )
+        flows.append((before, replace(before, src=public, sport=20000 + number * 7)))
+    net.points.frame()
+    for n in range(errors):
+        before, after = draw.choice(flows)
+        payload = b"alike in all packets" if alike else draw.randbytes(20)
+        change = {"payload": payload, "ip_id": draw.randrange(1, 65536) if ids else 0}
+        change["seq"] = before.seq if alike else draw.getrandbits(32)
+        before, after = replace(before, **change), replace(after, **change)
+        net.points.latency_ns = draw.randrange(8_000, 60_000)
+        now = net.points.now_ns
+        if draw.random() >= outbound_loss:
+            net.points.inside.append((now, before.ip()))
+        if draw.random() >= outbound_loss:
+            net.points.outside.append((now + net.points.latency_ns, replace(after, ttl=63).ip()))
+        net.points.step(draw.randrange(100_000, 3_000_000))
+        router = ROUTERS[version][0 if alike else draw.randrange(2)]
+        kind = KINDS[version][0 if alike else draw.randrange(3)]
+        ip_id = n + 1 if ids else 0
+        quoted = [replace(packet, ttl=62).ip() for packet in (after, before)]
+        if version == 4 and draw.random() < 0.5:
+            quoted = [quote[:28] for quote in quoted]
+        coming = error(router, public, quoted[0], kind=kind, ip_id=ip_id)
+        going = error(router, before.src, quoted[1], kind=kind, ip_id=ip_id, ttl=59)
+        here, there = net.points.now_ns, net.points.now_ns + net.points.latency_ns
+        if draw.random() >= loss:
+            net.points.outside.append((here, coming))
+            net.outside[here] = n
+        if draw.random() >= loss:
+            net.points.inside.append((there, going))
+            net.inside[there] = n
+        net.points.step(draw.randrange(100_000, 3_000_000))
+    net.points.frame()
+    return net
+
+
+def judged(report: Report, net: Network) -> tuple[int, int]:
+    """Return how many rows of errors are right and wrong."""
+    count = Counter[bool]()
+    for row in report.rewrites:
+        if row.before.type is None or row.before.id is not None:
+            continue
+        assert (row.before.point, row.after.point, row.direction) == ("eth0", "docker0", "reply")
+        assert row.before.time is not None
+        assert row.after.time is not None
+        count[net.outside[row.before.time] == net.inside[row.after.time]] += 1
+    return count[True], count[False]
+
+
+def check(net: Network, folder: Path) -> tuple[float, Report]:
+    """Analyse, check that nothing is wrong, and return recall."""
+    report = nattrace.analyze(*net.points.write(folder))
+    right, wrong = judged(report, net)
+    assert wrong == 0
+    a = report.accounting
+    assert a.packets == a.matched + sum(a.unmatched.values()) + sum(a.skipped.values())
+    assert not [f.code for f in report.findings if f.code.startswith("icmp-error-quote")]
+    lost_inside = set(net.outside.values()) - set(net.inside.values())
+    lost_frames = [packet for f in report.findings if f.code == "icmp-error-lost" for packet in f.packets]
+    times = [time for time, _ in sorted(net.points.outside, key=lambda item: item[0])]
+    assert {net.outside[times[packet.frame - 1]] for packet in lost_frames} <= lost_inside
+    both = set(net.outside.values()) & set(net.inside.values())
+    return right / max(len(both), 1), report
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("seed", range(4))
+def test_all_errors_are_found_where_none_is_missing(seed: int, version: int, tmp_path: Path) -> None:
+    recall, report = check(
+        network(seed, version=version, errors=120, loss=0.0, ids=version == 4, alike=False), tmp_path
+    )
+
+    assert recall == 1.0
+    assert sum(e.count for flow in report.flows for e in flow.icmp_errors) == 120
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("loss", [0.05, 0.3])
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_missing_makes_no_wrong_pair(seed: int, loss: float, version: int, tmp_path: Path) -> None:
+    recall, _ = check(
+        network(seed, version=version, errors=120, loss=loss, ids=version == 4, alike=False), tmp_path
+    )
+
+    assert recall == 1.0
+
+
+@pytest.mark.parametrize("ids", [True, False])
+@pytest.mark.parametrize("loss", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("seed", range(4))
+def test_errors_that_are_all_alike_are_told_apart_or_not_at_all(
+    seed: int, loss: float, ids: bool, tmp_path: Path
+) -> None:
+    recall, _ = check(network(seed, version=4, errors=120, loss=loss, ids=ids, alike=True), tmp_path)
+
+    assert recall == 1.0 if ids else recall >= 0.0
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("seed", range(4))
+def test_quoted_packets_that_were_not_captured_make_no_wrong_pair(
+    seed: int, version: int, tmp_path: Path
+) -> None:
+    net = network(
+        seed, version=version, errors=120, loss=0.2, ids=version == 4, alike=False, outbound_loss=0.5
+    )
+
+    check(net, tmp_path)
