@@ -12,7 +12,7 @@ from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
 from lab import oracle, pieces
-from lab.error_oracle import expected_errors, is_error, read_errors
+from lab.error_oracle import SeenError, expected_errors, is_error, read_error_points
 from lab.oracle import ExpectedRow, Seen, expected_rows, token_rows
 from lab.truth import ANSWERING_TYPE, Addressing, Entry, Hop, Truth
 
@@ -174,7 +174,9 @@ def check_sizes(report: Any, truth: Truth, points: Points) -> None:
 
 def check_errors(report: Any, truth: Truth, folder: Path) -> None:
     """Check that ICMP errors crossed as the kernel's entries say, each counted once, and none called faulty."""
-    points = {path.stem: read_errors(path) for path in sorted(folder.glob("*.pcap"))}
+    points: dict[str, list[SeenError]] = {}
+    for path in sorted(folder.glob("*.pcap")):
+        points |= read_error_points(path)
     shown = Counter(
         ExpectedRow(row.before.point, row.before.frame, row.after.point, row.after.frame, row.direction)
         for row in report.rewrites

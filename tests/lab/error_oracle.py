@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-import dpkt
-
-from lab.oracle import PROTOCOL_NAMES, Direction, ExpectedRow, UndecidableError
+from lab.oracle import PROTOCOL_NAMES, Direction, ExpectedRow, UndecidableError, frames
 from lab.truth import Addressing
 
 if TYPE_CHECKING:
@@ -49,10 +47,17 @@ def is_error(packet: object) -> bool:
 
 
 def read_errors(path: Path) -> list[SeenError]:
-    """Return the ICMP errors of an Ethernet pcap that quote TCP, UDP or ICMP echo."""
-    with path.open("rb") as file:
-        found = [_error(frame, data) for frame, (_, data) in enumerate(dpkt.pcap.Reader(file), 1)]
-    return [each for each in found if each is not None]
+    """Return the ICMP errors of a pcap that quote TCP, UDP or ICMP echo."""
+    return [error for errors in read_error_points(path).values() for error in errors]
+
+
+def read_error_points(path: Path) -> dict[str, list[SeenError]]:
+    """Return the same by point, each point of the file with at least an empty list."""
+    found: dict[str, list[SeenError]] = {}
+    for name, frame, data in frames(path):
+        error = _error(frame, data)
+        found.setdefault(name, []).extend([] if error is None else [error])
+    return found
 
 
 def _addresses(ip: bytes) -> tuple[str, str]:

@@ -19,7 +19,7 @@ from lab.truth import Addressing
 from lab.unwrap import unwrapped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from lab.truth import Hop
@@ -69,6 +69,18 @@ def read(path: Path) -> list[Seen]:
 def read_points(path: Path) -> dict[str, list[Seen]]:
     """Return the same by point: a file is one, and an `any` capture with SLL2 headers one for each interface."""
     seen: dict[str, list[Seen]] = defaultdict(list)
+    for name, frame, data in frames(path):
+        layer: bytes | None = data
+        while layer is not None:
+            packet = _decode(frame, layer)
+            if packet is not None:
+                seen[name].append(packet)
+            layer = unwrapped(layer)
+    return seen
+
+
+def frames(path: Path) -> Iterator[tuple[str, int, bytes]]:
+    """Give every record of a pcap: its point, its frame number, its bytes as if Ethernet had carried them."""
     link_type = int.from_bytes(path.read_bytes()[20:24], "little") & 0xFFFF
     header_bytes, type_at = LINK_HEADERS[link_type]
     with path.open("rb") as file:
@@ -76,13 +88,7 @@ def read_points(path: Path) -> dict[str, list[Seen]]:
             name = path.stem
             if link_type == LINUX_SLL2:
                 name = f"{name}:{int.from_bytes(data[4:8], 'big')}"
-            layer: bytes | None = bytes(12) + data[type_at : type_at + 2] + data[header_bytes:]
-            while layer is not None:
-                packet = _decode(frame, layer)
-                if packet is not None:
-                    seen[name].append(packet)
-                layer = unwrapped(layer)
-    return seen
+            yield name, frame, bytes(12) + data[type_at : type_at + 2] + data[header_bytes:]
 
 
 def _decode(frame: int, data: bytes) -> Seen | None:
