@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from error_frames import PUBLIC, PUBLIC6, ROUTER, ROUTER6, SERVER, SERVER6, TCP, UDP, Packet, Points, error
@@ -59,7 +59,7 @@ def network(
     for n in range(errors):
         before, after = draw.choice(flows)
         payload = b"alike in all packets" if alike else draw.randbytes(20)
-        change = {"payload": payload, "ip_id": draw.randrange(1, 65536) if ids else 0}
+        change: dict[str, Any] = {"payload": payload, "ip_id": draw.randrange(1, 65536) if ids else 0}
         change["seq"] = before.seq if alike else draw.getrandbits(32)
         before, after = replace(before, **change), replace(after, **change)
         net.points.latency_ns = draw.randrange(8_000, 60_000)
