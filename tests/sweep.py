@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simulation import Traffic, simulate
+from simulation import ClockError, Traffic, simulate
 from verdict import expected_flows, flows_told, judge_rows
 
 import nattrace
@@ -29,6 +29,7 @@ KEPT = Path(__file__).resolve().parents[1] / "docs" / "accuracy.md"
 FIRST_WORDS = "| trouble |"
 
 SEEDS = (1, 2)
+SECOND_NS = 1_000_000_000
 
 #: What the columns of the table are.
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -66,6 +67,21 @@ TROUBLES: dict[str, dict[str, Any]] = {
     **{f"snaplen {n}": {"snaplen": n} for n in (42, 46, 50, 54, 62, 66, 70, 74, 82, 96, 128)},
     "snaplen 54, loss 10 %": {"snaplen": 54, "loss_inside": 0.1, "loss_outside": 0.1},
     "snaplen 54, equal payloads": {"snaplen": 54, "constant_payload": True},
+    "clock 1 ms ahead": {"clock": ClockError(1_000_000)},
+    "clock 5 s behind": {"clock": ClockError(-5 * SECOND_NS)},
+    "clock 1 h ahead": {"clock": ClockError(3600 * SECOND_NS)},
+    "clock 1 day behind": {"clock": ClockError(-86_400 * SECOND_NS)},
+    "clock drifts 27 ppm": {"clock": ClockError(0, 27.0), "spacing_us": 50_000},
+    "clock drifts -100 ppm, 1 h ahead": {
+        "clock": ClockError(3600 * SECOND_NS, -100.0), "spacing_us": 50_000,
+    },
+    "clock is set back 2 s in mid-capture": {
+        "clock": ClockError(0, 0.0, ((3 * SECOND_NS, -2 * SECOND_NS),)), "spacing_us": 50_000,
+    },
+    "clock 1 h ahead, equal payloads": {"clock": ClockError(3600 * SECOND_NS), "constant_payload": True},
+    "clock 1 h ahead, loss 10 %, snaplen 66": {
+        "clock": ClockError(3600 * SECOND_NS), "loss_inside": 0.1, "loss_outside": 0.1, "snaplen": 66,
+    },
     "loss 10 %, reordering 5 %, duplication 5 %": {
         "loss_inside": 0.1, "loss_outside": 0.1, "reordered": 0.05, "duplicated": 0.05,
     },
