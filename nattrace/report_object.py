@@ -126,10 +126,10 @@ class FlowSequence(Sequence[Flow]):
         """Build the translation and the crossings of the given hops."""
         c, names, text = self._c, self._names, self._text
         b, a, n = c.before.take(steps), c.after.take(steps), c.counts
-        version = c.version_of_hop[steps].tolist()
-        protocol = c.protocol_of_hop[steps].tolist()
         columns = zip(
-            version, protocol, c.hops.from_point[steps].tolist(), c.hops.to_point[steps].tolist(),
+            c.version_of_hop[steps].tolist(), c.protocol_of_hop[steps].tolist(),
+            c.version_after[steps].tolist(), c.protocol_after[steps].tolist(),
+            c.hops.from_point[steps].tolist(), c.hops.to_point[steps].tolist(),
             c.changed[steps].tolist(), c.hops.first_ns[steps].tolist(), c.hops.last_ns[steps].tolist(),
             b.src.tolist(), b.dst.tolist(), b.sport.tolist(), b.dport.tolist(),
             a.src.tolist(), a.dst.tolist(), a.sport.tolist(), a.dport.tolist(),
@@ -142,7 +142,7 @@ class FlowSequence(Sequence[Flow]):
         crossings: list[tuple[Crossing, Crossing]] = []
         to_points: list[str] = []
         for (
-            v, p, f, t, changed, first, last, src, dst, sport, dport, src2, dst2, sport2, dport2,
+            v, p, v2, p2, f, t, changed, first, last, src, dst, sport, dport, src2, dst2, sport2, dport2,
             matched, lost, unknowable, ambiguous, measurable, latency, segments,
         ) in columns:  # fmt: skip
             source, target = names[f], names[t]
@@ -156,7 +156,7 @@ class FlowSequence(Sequence[Flow]):
                         kind,
                         fields,
                         _tuple(p, text(v, src), text(v, dst), sport, dport),
-                        _tuple(p, text(v, dst2), text(v, src2), dport2, sport2),
+                        _tuple(p2, text(v2, dst2), text(v2, src2), dport2, sport2),
                         first=first,
                         last=last,
                     )

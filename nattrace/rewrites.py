@@ -261,7 +261,7 @@ class Rewrites:
             merged, hop_of_edge = self.edges[block.pair]
             hop = hop_of_edge[merged[block.link]]
         changed = np.zeros(hop.size, np.bool_)
-        for name in ("src", "dst", "sport", "dport"):
+        for name in ("version", "src", "dst", "sport", "dport"):
             changed |= block.a[name] != block.b[name]
         wanted = np.flatnonzero((hop >= 0) & (changed | everything))
         wanted = wanted[c.flow_of_hop[hop[wanted]] >= 0]

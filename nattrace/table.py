@@ -133,6 +133,12 @@ COLUMNS: dict[str, np.dtype[Any]] = {
 assert list(COLUMNS) == [f.name for f in fields(PacketTable)]
 
 
+#: Octets of an IPv6 address that hold the IPv4 address, by prefix length 96, 64, 56, 48, 40, 32 (RFC 6052 section 2.2).
+_EMBEDDED = (
+    (12, 13, 14, 15), (9, 10, 11, 12), (7, 9, 10, 11), (6, 7, 9, 10), (5, 6, 7, 9), (4, 5, 6, 7),
+)  # fmt: skip
+
+
 class AddressBook:
     """IPv6 addresses by handle, so that every address column is 32 bits wide.
 
@@ -201,6 +207,26 @@ class AddressBook:
             multicast = np.fromiter((p[0] == 0xFF for p in self._packed), np.bool_, len(self._packed))
             group[v6] = multicast[handles[v6]]
         return group
+
+    def embeds(self, six: NDArray[np.uint32], four: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Return where the IPv6 address `six[i]` has the IPv4 address `four[i]` in it (RFC 6052 section 2.2).
+
+        All prefix lengths of that RFC count: 96, and 32 to 64 with octet 8 and everything behind zero.
+        """
+        distinct, place = np.unique(six, return_inverse=True)
+        packed = np.frombuffer(b"".join(self._packed[handle] for handle in distinct.tolist()), np.uint8)
+        octets = packed.reshape(-1, 16)[place.reshape(-1)].astype(np.uint32)
+        found: NDArray[np.bool_] = np.zeros(six.size, np.bool_)
+        for where in _EMBEDDED:
+            value = np.zeros(six.size, np.uint32)
+            for octet in where:
+                value = (value << np.uint32(8)) | octets[:, octet]
+            same = value == four
+            if where[-1] != 15:
+                same &= (octets[:, 8] == 0) & ~octets[:, where[-1] + 1 :].any(axis=1)
+            found |= same
+        found &= four != 0
+        return found
 
     def addresses(self, start: int = 0) -> list[bytes]:
         """Return the addresses from handle `start` on, 16 bytes each."""

@@ -232,9 +232,10 @@ def _packet(
     """Return the IP packet as it is at one point."""
     source, target = (seen.server, seen.client) if reply else (seen.client, seen.server)
     number = NUMBER[c.protocol]
+    version = 4 if len(source.address) == 4 else 6  # another one behind a NAT64
     seq, ack = (c.ack, c.seq) if reply else (c.seq, c.ack)
     upper: Any
-    if c.protocol == "icmp" and c.version == 4:
+    if c.protocol == "icmp" and version == 4:
         echo = dpkt.icmp.ICMP.Echo(id=seen.client.port, seq=c.seq, data=payload)
         upper = dpkt.icmp.ICMP(type=0 if reply else 8, data=echo)
     elif c.protocol == "icmp":
@@ -254,7 +255,7 @@ def _packet(
             upper.off = 8
     else:
         upper = _sctp(source.port, target.port, c.tag, seq, payload)
-    if c.version == 4:
+    if version == 4:
         packet = dpkt.ip.IP(src=source.address, dst=target.address, p=number, ttl=ttl, id=ip_id, data=upper)
         packet.len = len(packet)
     else:

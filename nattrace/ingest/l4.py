@@ -15,7 +15,22 @@ import numpy as np
 
 from nattrace.ingest.gather import gather, prefix_masks
 from nattrace.ingest.ip import L4
-from nattrace.table import DCCP, FRAGMENT_OFFSET, ICMP, ICMPV6, SCTP, TCP, TCP_SYN, UDP, UDPLITE
+from nattrace.table import (
+    DCCP,
+    ECHO_REPLY,
+    ECHO_REPLY_V6,
+    ECHO_REQUEST,
+    ECHO_REQUEST_V6,
+    FRAGMENT_OFFSET,
+    ICMP,
+    ICMPV6,
+    MORE_FRAGMENTS,
+    SCTP,
+    TCP,
+    TCP_SYN,
+    UDP,
+    UDPLITE,
+)
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -78,6 +93,11 @@ _MIX: Final = tuple(
     np.uint64(n) for n in (0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63)
 )
 _MIX_LENGTH: Final = np.uint64(0x27D4EB2F165667C5)
+# What an ICMPv6 echo's checksum covers beyond ICMP's: the type's difference, at its place in the first word, and
+# the pseudo-header's next header (RFC 4443 section 2.3; its length is added where it is known).
+_BEYOND_ICMP = np.zeros(256, np.uint64)
+_BEYOND_ICMP[ECHO_REQUEST_V6] = ((ECHO_REQUEST_V6 - ECHO_REQUEST) << 8) + ICMPV6
+_BEYOND_ICMP[ECHO_REPLY_V6] = ((ECHO_REPLY_V6 - ECHO_REPLY) << 8) + ICMPV6
 _CONTENT_MASK = prefix_masks(CONTENT_BYTES).view(f"V{CONTENT_BYTES}").reshape(-1)
 _NONE = np.zeros(0, np.intp)
 
@@ -241,6 +261,12 @@ def _residual(
     if queries.size:
         total[queries] -= table.dport[queries]  # the id stands in both columns, in the packet once
         unfinished[queries] = False  # no sender leaves ICMP or ICMPv6 to the card; equal sums are chance
+    six = queries[(kind[queries] == _ICMPV6) & (_BEYOND_ICMP[table.icmp_type[queries]] != 0)]
+    if six.size:
+        # as ICMP would have it, so that both sides of a NAT64 compare (RFC 7915 section 4.2)
+        total[six] += _BEYOND_ICMP[table.icmp_type[six]] + length[six].astype(np.uint64)
+        # the pseudo-header has the length of the whole datagram, which a fragment does not tell
+        known[six] &= rows.fragment[six] & np.uint16(MORE_FRAGMENTS) == 0
     known &= ~unfinished
     residual = 0xFFFF - _fold(total)
     residual *= residual != 0xFFFF

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from nattrace.match.keys import ACK_END, has_ports
-from nattrace.table import FRAGMENT_OFFSET, ICMP, ICMPV6, TCP
+from nattrace.table import FRAGMENT_OFFSET, ICMP, ICMPV6, TCP, TCP_SYN
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,6 +47,8 @@ _BITS_TCP_SEQ = 24  # 32 random bits, less what windows of nearby connections sh
 _BITS_TCP_ACK = 16
 _BITS_ICMP_SEQ = 4  # every ping counts from 0 or 1
 _BITS_IP_ID = 14  # 16 bits; small counters repeat
+#: TCP repeats a segment after 200 ms at the earliest (Linux TCP_RTO_MIN); closer twins are one packet.
+TCP_REPEAT_NS = 100_000_000
 #: By content length: 1 to 3 bytes say little, 8 and more say much unless they repeat.
 _CONTENT_BITS = np.array([0, 4, 4, 4, 12, 12, 12, 12, 24], np.int16)
 _BITS_RESIDUAL = 12  # 16 bits over the whole payload; constant payloads share it
@@ -67,7 +69,8 @@ def weigh(
     """Compare row rows_a[i] of one table with row rows_b[i] of the other; their content keys are equal.
 
     Returns (bits, flags, conflict). A conflict is a field that Linux NAT never changes and that differs:
-    both IP identifications present and different, or both checksum residuals known and different. Where
+    both IP identifications present and different, or both checksum residuals known and different (but see
+    `_clamped`). Across IP versions an endpoint is kept when one address embeds the other (RFC 6052). Where
     neither endpoint survived, only an IP identification or a TCP sequence number can vouch for the pair
     (a proxy copies payloads onto its own connection), so anything less is a conflict too. Nor is what may
     be a bare acknowledgement, its acknowledgement number cut off and without IP identification, a match.
@@ -98,16 +101,26 @@ def weigh(
     flags |= (both_residuals & same_residual) * np.uint16(CHECKSUM)
 
     id_a, id_b = a("ip_id"), b("ip_id")
+    version_a, version_b = a("version"), b("version")
+    same_version = version_a == version_b
+    across = np.flatnonzero(~same_version)
+    if across.size:
+        # a fragment header has 32 bits; NAT64 carries the low 16 over (RFC 7915 section 5.1.1)
+        id_a[across] &= np.uint32(0xFFFF)
+        id_b[across] &= np.uint32(0xFFFF)
     both_ids = (id_a != 0) & (id_b != 0)
     same_id = id_a == id_b
     vouched = both_ids & same_id
     flags |= vouched * np.uint16(IP_ID)
 
-    version_a, version_b = a("version"), b("version")
     dst_a, dst_b = a("dst"), b("dst")
-    same_version = version_a == version_b
     same_src = same_version & (a("src") == b("src"))
     same_dst = same_version & (dst_a == dst_b)
+    if across.size:
+        first_is_six = version_a[across] == 6
+        for same, at_a, at_b in ((same_src, a("src"), b("src")), (same_dst, dst_a, dst_b)):
+            one, other = at_a[across], at_b[across]
+            same[across] = book.embeds(np.where(first_is_six, one, other), np.where(first_is_six, other, one))
     flags |= same_src * np.uint16(SAME_SRC)
     flags |= same_dst * np.uint16(SAME_DST)
     same_sport = same_src & (a("sport") == b("sport"))
@@ -131,7 +144,10 @@ def weigh(
     conflict = both_ids & ~same_id
     if conflict.any():
         conflict &= ~_cut_anew(table_a, rows_a, table_b, rows_b)
-    conflict |= both_residuals & ~same_residual
+    differ = both_residuals & ~same_residual
+    if differ.any():
+        differ &= ~_clamped(table_a, rows_a, table_b, rows_b, vouched)
+    conflict |= differ
     conflict |= ~(same_src | same_dst) & ~vouched & ~tcp_seq
     payload_length = np.minimum(a("payload_length"), b("payload_length"))
     conflict |= blind & (payload_length <= _TCP_OPTION_BYTES)
@@ -166,6 +182,24 @@ def kept_ends(
     )
     flags |= (same_version & (table_a.dst[rows_a] == table_b.dst[rows_b])) * np.uint16(SAME_DST)
     return flags
+
+
+def _clamped(
+    table_a: PacketTable,
+    rows_a: NDArray[np.int64],
+    table_b: PacketTable,
+    rows_b: NDArray[np.int64],
+    vouched: NDArray[np.bool_],
+) -> NDArray[np.bool_]:
+    """Return which pairs are SYNs whose options a router may have changed, so that their checksums differ.
+
+    Routers clamp the MSS and strip options (kernel: xt_TCPMSS, xt_TCPOPTSTRIP). A SYN that is sent again has
+    another timestamp option too: without an IP id only nearness tells the two apart.
+    """
+    syn = (table_a.tcp_flags[rows_a] & np.uint16(TCP_SYN)) != 0
+    near = np.abs(table_b.time_ns[rows_b] - table_a.time_ns[rows_a]) <= TCP_REPEAT_NS
+    result: NDArray[np.bool_] = syn & (vouched | near)
+    return result
 
 
 def said_bits(table: PacketTable, rows: NDArray[np.int64]) -> NDArray[np.int16]:

@@ -63,12 +63,14 @@ def packet_keys(
     which Linux NAT keeps but which may be 0, wrap, or be rewritten by other boxes. TCP fields that the
     comparable length cuts off at some point of the analysis are left out at every point, and without
     `residuals` so are the checksums, which printed captures lack. Where the data offset is cut off
-    somewhere, no point's payload length can be compared; the length of the whole datagram stands for it.
+    somewhere, no point's payload length can be compared; the length of the whole datagram stands for it. An
+    ICMPv6 echo has the keys of the same ICMP echo: a NAT64 makes one of the other.
     """
     tcp = table.protocol == TCP
     visible = table.l4_visible
     seq = table.seq
     all_tcp = bool(tcp.all())
+    protocol = table.protocol
     word: NDArray[np.uint64] = seq.astype(np.uint64)
     word <<= _S32
     ack = np.where(tcp & (visible >= ACK_END), table.ack, np.uint32(0))
@@ -81,7 +83,8 @@ def packet_keys(
             # type, code and residual ride where TCP has its acknowledgement number
             summed = icmp & table.residual_known if residuals else np.zeros(len(table), np.bool_)
             residual = np.where(summed, table.residual, np.uint16(0)).astype(np.uint32)
-            kind = (table.icmp_type.astype(np.uint32) << np.uint32(8)) | table.icmp_code
+            protocol, icmp_type = _as_icmp(table)
+            kind = (icmp_type.astype(np.uint32) << np.uint32(8)) | table.icmp_code
             ack = np.where(icmp, (kind << np.uint32(16)) | residual, ack)
     word |= ack
     word *= M1
@@ -93,7 +96,7 @@ def packet_keys(
     other <<= _S32
     other |= flags.astype(np.uint64) << _S16
     other |= window
-    other ^= table.protocol.astype(np.uint64) << _S48
+    other ^= protocol.astype(np.uint64) << _S48
     place = table.fragment & np.uint16(FRAGMENT_OFFSET | MORE_FRAGMENTS)
     if place.any():
         other ^= (place.astype(np.uint64) << _S48) * M3
@@ -103,6 +106,16 @@ def packet_keys(
     content = mix(word)
     exact: NDArray[np.uint64] = content ^ (table.ip_id.astype(np.uint64) + np.uint64(1)) * M1
     return content, mix(exact)
+
+
+def _as_icmp(table: PacketTable) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return protocol and ICMP type with ICMPv6 echoes written as ICMP's (RFC 7915 sections 4.2 and 5.2)."""
+    six = table.protocol == ICMPV6
+    request, reply = six & (table.icmp_type == ECHO_REQUEST_V6), six & (table.icmp_type == ECHO_REPLY_V6)
+    icmp_type = np.where(
+        request, np.uint8(ECHO_REQUEST), np.where(reply, np.uint8(ECHO_REPLY), table.icmp_type)
+    )
+    return np.where(request | reply, np.uint8(ICMP), table.protocol), icmp_type
 
 
 def commonplace_keys(table: PacketTable, rows: NDArray[np.int64]) -> NDArray[np.uint64]:

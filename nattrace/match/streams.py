@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nattrace.match import evidence
+from nattrace.match.evidence import TCP_REPEAT_NS
 from nattrace.match.keys import ACK_END, M1, mix
 from nattrace.match.pairing import group_ids
 from nattrace.match.pieces import Pieces
 from nattrace.match.ranges import Ranges, decide, overlapping
-from nattrace.match.unique import FAR_NS, TCP_REPEAT_NS
+from nattrace.match.unique import FAR_NS
 from nattrace.match.votes import MARGIN
 from nattrace.table import FRAGMENT_OFFSET, MORE_FRAGMENTS, TCP
 

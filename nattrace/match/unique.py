@@ -8,6 +8,7 @@ import numpy as np
 
 from nattrace.ingest.l4 import fillings
 from nattrace.match import evidence
+from nattrace.match.evidence import TCP_REPEAT_NS
 from nattrace.match.keys import blank_echoes, commonplace_keys
 from nattrace.match.outcome import Matches
 from nattrace.match.pairing import unique_pairs
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from nattrace.match.usual import Usual
     from nattrace.table import AddressBook
 
-#: TCP repeats a segment after 200 ms at the earliest (Linux TCP_RTO_MIN); closer twins are one packet.
-TCP_REPEAT_NS = 100_000_000
 #: Without anything else to go by, sightings of one packet are no further apart than this.
 FAR_NS = 1_000_000_000
 #: A sender that repeats itself word for word waits longer than this between two copies (SIP 500 ms, DNS 1 s,

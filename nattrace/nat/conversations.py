@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from nattrace.nat.lifetimes import Division
     from nattrace.table import AddressBook
 
+    _Column = NDArray[np.uint8]
+
 #: `Conversations.status`
 TRANSLATED, UNTRANSLATED, LOST_FLOW, ONE_SIDED, AMBIGUOUS_FLOW = range(5)
 STATUS_NAMES = ("translated", "untranslated", "lost", "one-sided", "ambiguous")
@@ -97,8 +99,10 @@ class Conversations:
     hops: Hops
     before: Tuples  #: per hop, original direction, at its from_point
     after: Tuples  #: per hop, original direction, at its to_point
-    version_of_hop: NDArray[np.uint8]
-    protocol_of_hop: NDArray[np.uint8]
+    version_of_hop: NDArray[np.uint8]  #: at its from_point
+    protocol_of_hop: NDArray[np.uint8]  #: at its from_point
+    version_after: NDArray[np.uint8]  #: per hop at its to_point: another one behind a NAT64
+    protocol_after: NDArray[np.uint8]
     changed: NDArray[np.uint8]  #: per hop
     counts: HopCounts  #: per hop
     flow_of_hop: NDArray[np.int64]  #: row of the conversation that uses a hop, -1 for none
@@ -131,9 +135,9 @@ def build(
     hops = without_shortcuts(directed, flows)
     evidence = [pairs[key] for key in sorted(pairs)]
     hops, blocks, division = divide(hops, follow(hops, flows), evidence, ends(hops, flows))
-    before, after, version, protocol = _tuples(hops, flows)
+    before, after, (version, version_after), (protocol, protocol_after) = _tuples(hops, flows)
     counts = count_hops(hops, pairs, coverage, Onward(directed, found_at), division)
-    changed = _changed(before, after, protocol)
+    changed = _changed(before, after, protocol, version != version_after)
 
     block_rows = [len(block) for block in blocks]
     lonely_point, lonely_flow = _lonely(points, flows, hops)
@@ -182,6 +186,8 @@ def build(
         after=after,
         version_of_hop=version,
         protocol_of_hop=protocol,
+        version_after=version_after,
+        protocol_after=protocol_after,
         changed=changed,
         counts=counts,
         flow_of_hop=np.empty(0, np.int64),
@@ -215,13 +221,17 @@ def _oriented(flows: Flows, rows: NDArray[np.int64], forward: NDArray[np.bool_])
 
 def _tuples(
     hops: Hops, flows: Sequence[Flows]
-) -> tuple[Tuples, Tuples, NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return (before, after, IP version, protocol) of every hop, in the original direction."""
+) -> tuple[Tuples, Tuples, tuple[_Column, _Column], tuple[_Column, _Column]]:
+    """Return (before, after, IP versions, protocols) of every hop, in the original direction.
+
+    Versions and protocols are pairs of columns: before, after.
+    """
     size = len(hops)
     before = Tuples(np.zeros(size, np.uint32), np.zeros(size, np.uint32),
                     np.zeros(size, np.uint16), np.zeros(size, np.uint16))  # fmt: skip
     after = Tuples(*(getattr(before, f).copy() for f in ("src", "dst", "sport", "dport")))
-    version, protocol = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
+    versions = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
+    protocols = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
     for point, at in enumerate(flows):
         for side, flow, forward, target in (
             (hops.from_point, hops.from_flow, hops.forward, before),
@@ -231,16 +241,19 @@ def _tuples(
             oriented = _oriented(at, flow[here], forward[here])
             for f in ("src", "dst", "sport", "dport"):
                 getattr(target, f)[here] = getattr(oriented, f)
-            if target is before:
-                version[here], protocol[here] = at.version[flow[here]], at.protocol[flow[here]]
-    return before, after, version, protocol
+            end = int(target is after)
+            versions[end][here], protocols[end][here] = at.version[flow[here]], at.protocol[flow[here]]
+    return before, after, versions, protocols
 
 
-def _changed(before: Tuples, after: Tuples, protocol: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return per hop which fields of the original direction differ."""
+def _changed(
+    before: Tuples, after: Tuples, protocol: NDArray[np.uint8], across: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
+    """Return per hop which fields of the original direction differ; `across` IP versions both addresses do."""
     icmp = (protocol == ICMP) | (protocol == ICMPV6)
     port, other_port = before.sport != after.sport, before.dport != after.dport
-    bits = (before.src != after.src) * CHANGED_SRC + (before.dst != after.dst) * CHANGED_DST
+    bits = (across | (before.src != after.src)) * CHANGED_SRC
+    bits += (across | (before.dst != after.dst)) * CHANGED_DST
     bits += np.where(icmp, port * CHANGED_ID, port * CHANGED_SPORT + other_port * CHANGED_DPORT)
     result: NDArray[np.uint8] = bits.astype(np.uint8)
     return result
@@ -385,7 +398,7 @@ def _full_order(c: Conversations, length: NDArray[np.int64], book: AddressBook) 
         with_hops = np.flatnonzero(length > depth)
         hop = c.steps[c.hop_start[with_hops] + depth]
         after = c.after.take(hop)
-        version = c.version[with_hops]
+        version = c.version_after[hop]
         out[0, with_hops] = c.hops.to_point[hop]
         out[1, with_hops] = c.hops.first_ns[hop]
         out[2, with_hops] = book.rank(version, after.src)
@@ -424,6 +437,7 @@ def _in_order(c: Conversations, length: NDArray[np.int64], book: AddressBook) ->
         initiator=c.initiator.take(order), packets_original=c.packets_original[order],
         packets_reply=c.packets_reply[order], first_ns=c.first_ns[order], last_ns=c.last_ns[order],
         hop_start=start, steps=steps, hops=c.hops, before=c.before, after=c.after,
-        version_of_hop=c.version_of_hop, protocol_of_hop=c.protocol_of_hop, changed=c.changed,
+        version_of_hop=c.version_of_hop, protocol_of_hop=c.protocol_of_hop,
+        version_after=c.version_after, protocol_after=c.protocol_after, changed=c.changed,
         counts=c.counts, flow_of_hop=flow_of_hop, division=c.division,
     )  # fmt: skip

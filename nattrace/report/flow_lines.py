@@ -157,7 +157,7 @@ def _hops(
     crossings: list[str] = []
     columns = zip(
         c.hops.from_point[steps].tolist(), c.hops.to_point[steps].tolist(), c.changed[steps].tolist(),
-        befores, _tuples(after, version, protocol, text), original, reply, begun, ended,
+        befores, _tuples(after, c.version_after[steps], c.protocol_after[steps], text), original, reply, begun, ended,
         strict=True,
     )  # fmt: skip
     for source, target, changed, out, back, there, again, first, last in columns:
