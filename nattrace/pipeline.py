@@ -175,7 +175,18 @@ def _report(read: _Read, clocks: Clocks | None, uncorrected: Sequence[str]) -> R
         version=__version__,
         points=in_order,
         flows=flows,
-        findings=tuple(diagnose(in_order, flows, uncorrected, openings=openings, book=book, errors=errors)),
+        findings=tuple(
+            diagnose(
+                in_order,
+                flows,
+                uncorrected,
+                openings=openings,
+                book=book,
+                errors=errors,
+                shifts=found.shifts,
+                names=names,
+            )
+        ),
         accounting=_accounting(layers, found),
         rewrites=Rewrites(
             spool=read.spool,

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from nattrace.model import Finding, Flow, Point
     from nattrace.nat.icmp_errors import ErrorOutcome
     from nattrace.nat.paths import Hops
+    from nattrace.nat.shifts import SequenceShift
     from nattrace.table import AddressBook
 
     #: What the errors' family reads: the errors, the hops that they crossed, the points' names, the addresses.
@@ -32,11 +33,14 @@ def diagnose(
     openings: Sequence[tuple[str, Openings]] = (),
     book: AddressBook | None = None,
     errors: IcmpErrorView | None = None,
+    shifts: Sequence[SequenceShift] = (),
+    names: Sequence[str] = (),
 ) -> list[Finding]:
     """Return all findings, most severe first.
 
     `uncorrected` are files whose clock could not be corrected. `openings` are the points' names with what was
-    noted of TCP connections there, in the handles of `book`; `errors` the ICMP errors, where there are some.
+    noted of TCP connections there, in the handles of `book`; `errors` the ICMP errors, where there are some;
+    `names` are those of the points that `shifts` has numbers of.
     """
     found: list[Finding] = []
     if errors is not None:
@@ -51,6 +55,10 @@ def diagnose(
         from nattrace.diagnose.proxies import proxied  # noqa: PLC0415 - only where TCP connections end
 
         found += proxied(openings, flows, book)
+    if shifts:
+        from nattrace.diagnose.shifted_numbers import shifted_numbers  # noqa: PLC0415 - seldom needed
+
+        found += shifted_numbers(shifts, names)
     # missing points are a matter of captures in which nothing crosses
     if not any(len(flow.path) > 1 for flow in islice(flows, _GLANCE)):
         from nattrace.diagnose.missing_point import missing_point  # noqa: PLC0415 - seldom needed, dear to load

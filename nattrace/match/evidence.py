@@ -33,10 +33,12 @@ if TYPE_CHECKING:
     NEAREST,
     BYTE_RANGE,
     QUOTE,
-) = (1 << n for n in range(12))
+    SHIFTED,
+    REWRITTEN,
+) = (1 << n for n in range(14))
 _NAMES = (
     "icmp-seq", "tcp-seq", "tcp-ack", "payload", "checksum", "ip-id", "same-src", "same-dst", "binding", "nearest",
-    "byte-range", "quote",
+    "byte-range", "quote", "shifted-numbers", "rewritten-payload",
 )  # fmt: skip
 
 #: Bits of agreement from which a pair that is unique on both sides is believed on its own: an IP

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-#: Why a packet has no partner at the other point.
-ABSENT, TIED = 0, 1
+#: Why a packet has no partner at the other point; ANSWERED: a box between the points made it, or swallowed it.
+ABSENT, TIED, ANSWERED = 0, 1, 2
 
 
 @dataclass(slots=True)
@@ -67,3 +67,26 @@ class Unmatched:
         )
         joined.flow = flows[joined.flow]
         return joined
+
+
+@dataclass(slots=True)
+class Shifts:
+    """Flows whose TCP numbers are shifted between two points, one row for each shift of each flow.
+
+    Forward and backward are those of the first point. A shift is the second point's number minus the first
+    point's, modulo 2**32.
+    """
+
+    flow_a: NDArray[np.int64]  #: partial flow index at the first point
+    flow_b: NDArray[np.int64]
+    forward: NDArray[np.uint32]  #: shift of the forward direction's sequence numbers
+    backward: NDArray[np.uint32]
+    first_ns: NDArray[np.int64]  #: first packet known to be shifted so, at the first point
+    whole: NDArray[np.bool_]  #: no packet of the flow crosses unshifted: a proxy answered the handshake
+    #: frames at the first and the second point of the packet whose payload grew or shrank by this shift; 0 for none
+    frame_a: NDArray[np.uint32]
+    frame_b: NDArray[np.uint32]
+
+    def __len__(self) -> int:
+        """Shifts."""
+        return int(self.flow_a.size)

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nattrace.match.anchors import worth_waiting
 from nattrace.match.bindings import match_by_binding
 from nattrace.match.datagrams import Firsts
 from nattrace.match.edges import Edges, group_lanes, merge_edges
 from nattrace.match.heads import edges_of, match_heads
 from nattrace.match.lanes import Lanes
-from nattrace.match.outcome import ABSENT, TIED, Matches, Unmatched
+from nattrace.match.outcome import ABSENT, ANSWERED, TIED, Matches, Shifts, Unmatched
 from nattrace.match.pieces import Pieces, Resized
 from nattrace.match.resized import match_pieces
 from nattrace.match.rows import Rows
+from nattrace.match.shifted import match_shifted
 from nattrace.match.ties import TIE_WINDOW_NS, candidates, tied_rows
 from nattrace.match.unique import commonplace
 from nattrace.match.usual import Usual
@@ -64,6 +66,7 @@ class PairState:
     unmatched_a: list[Unmatched] = field(default_factory=list)
     unmatched_b: list[Unmatched] = field(default_factory=list)
     usual: Usual = field(default_factory=Usual)
+    shifts: list[Shifts] = field(default_factory=list)
     #: called with every accepted set of pairs: (rows a, rows b, partial edge indices, flags)
     on_match: Callable[[Rows, Rows, NDArray[np.int64], NDArray[np.uint16]], None] | None = None
     #: called with packets that stay unmatched: (side, rows, frames of candidates or None), see `ties.candidates`
@@ -136,6 +139,8 @@ class PairState:
                 side.flow = flows[side.flow]
             for record in unmatched:
                 record.flow = flows[record.flow]
+        for shifts in self.shifts:
+            shifts.flow_a, shifts.flow_b = flows_a[shifts.flow_a], flows_b[shifts.flow_b]
         return member
 
     def follow_edges(self, member: NDArray[np.int64]) -> None:
@@ -170,6 +175,11 @@ class PairState:
         waits = np.isin(rows.content[left], np.concatenate(there))
         alone = np.flatnonzero(~waits)
         waits[alone] = may_be_resized(rows, left[alone], others, np.flatnonzero(open_others), recent)
+        alone = np.flatnonzero(~waits)
+        if alone.size:
+            tables = [(part.table, np.arange(len(part))) for part in recent]
+            tables.append((others.table, np.flatnonzero(open_others)))
+            waits[alone] = worth_waiting(rows.table, left[alone], tables)
         if waits.any():
             waiter = rows.take(left[waits])
             waiter.common = commonplace(rows, left[waits])
@@ -219,6 +229,7 @@ class PairState:
         edges, _ = merge_edges(self.edges, flows_a, flows_b)
         done_a, done_b = np.zeros(len(rows_a), np.bool_), np.zeros(len(rows_b), np.bool_)
         pieces = Pieces.none()
+        suspects = np.empty((2, 0), np.int64)
         if len(rows_a) and len(rows_b):
             heads = match_heads(rows_a, rows_b, TIE_WINDOW_NS, self.usual, self.book)
             if heads.a.size:
@@ -246,6 +257,9 @@ class PairState:
                 done_b[found.b] = True
                 matched_a.append(rows_a.number[found.a])
                 matched_b.append(rows_b.number[found.b])
+            shifted, suspects = self._resolve_shifted(rows_a, rows_b, done_a, done_b, flows_a, flows_b)
+            matched_a.append(rows_a.number[shifted.a])
+            matched_b.append(rows_b.number[shifted.b])
             open_a, open_b = np.flatnonzero(~done_a), np.flatnonzero(~done_b)
             left_a, left_b = rows_a.take(open_a), rows_b.take(open_b)
             lanes = Lanes.of(left_a, left_b, flows_a, flows_b, edges)
@@ -260,9 +274,45 @@ class PairState:
         rest_a, rest_b = rows_a.take(~done_a), rows_b.take(~done_b)
         named = self.on_unmatched is not None
         why_a, why_b = tied_rows(rest_a, rest_b), tied_rows(rest_b, rest_a)
+        near_a, near_b = (candidates(rest_a, rest_b), candidates(rest_b, rest_a)) if named else (None, None)
         for why, done, tied in ((why_a, done_a, pieces.tied_a), (why_b, done_b, pieces.tied_b)):
             why[(np.cumsum(~done) - 1)[tied]] = TIED
-        self.give_up(0, rest_a, why_a, candidates(rest_a, rest_b) if named else None)
-        self.give_up(1, rest_b, why_b, candidates(rest_b, rest_a) if named else None)
+        # what agrees in too little to be matched, and in too much to be called lost
+        left = ~done_a[suspects[0]] & ~done_b[suspects[1]]
+        a, b = (
+            np.cumsum(~done)[rows[left]] - 1 for done, rows in ((done_a, suspects[0]), (done_b, suspects[1]))
+        )
+        why_a[a], why_b[b] = TIED, TIED
+        if near_a is not None and near_b is not None:
+            near_a[a, 0], near_b[b, 0] = rest_b.table.frame[b], rest_a.table.frame[a]
+        self.give_up(0, rest_a, why_a, near_a)
+        self.give_up(1, rest_b, why_b, near_b)
         none = [np.empty(0, np.int64)]
         return np.concatenate(matched_a + none), np.concatenate(matched_b + none)
+
+    def _resolve_shifted(
+        self,
+        rows_a: Rows,
+        rows_b: Rows,
+        done_a: NDArray[np.bool_],
+        done_b: NDArray[np.bool_],
+        flows_a: NDArray[np.int64],
+        flows_b: NDArray[np.int64],
+    ) -> tuple[Matches, NDArray[np.int64]]:
+        """Match what a box has numbered anew; mark as done what was found, and what the box answered itself.
+
+        Returns the matches, and rows (first point's, second point's) that may be one packet all the same.
+        """
+        open_a, open_b = np.flatnonzero(~done_a), np.flatnonzero(~done_b)
+        edges, _ = merge_edges(self.edges, flows_a, flows_b)
+        left_a, left_b = rows_a.take(open_a), rows_b.take(open_b)
+        found = match_shifted(left_a, left_b, flows_a, flows_b, edges, self.book)
+        if found.shifts is not None:
+            self.shifts.append(found.shifts)
+        self.commit(left_a, left_b, found.matches)
+        for side, left, answered in ((0, left_a, found.answered_a), (1, left_b, found.answered_b)):
+            self.give_up(side, left.take(answered), np.full(answered.size, ANSWERED, np.uint8))
+        done_a[open_a[np.concatenate([found.matches.a, found.answered_a])]] = True
+        done_b[open_b[np.concatenate([found.matches.b, found.answered_b])]] = True
+        matches = Matches(open_a[found.matches.a], open_b[found.matches.b], found.matches.flags)
+        return matches, np.stack([open_a[found.suspect_a], open_b[found.suspect_b]])

@@ -16,6 +16,7 @@ from nattrace.nat.conversations import Conversations, build
 from nattrace.nat.encapsulations import name_encapsulations
 from nattrace.nat.hops import ONE_SIDED, REASON_NAMES, Coverage, PairEvidence
 from nattrace.nat.icmp_errors import by_layer, resolve_errors
+from nattrace.nat.shifts import SequenceShift, sequence_shifts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,6 +44,7 @@ class Assembly:
     matched: list[int]
     unmatched: list[Counter[str]]
     errors: ErrorOutcome | None  #: None where no point saw an ICMP error
+    shifts: list[SequenceShift]
 
 
 def assemble(
@@ -117,7 +119,11 @@ def assemble(
         for point, counter in enumerate(unmatched):
             matched[point] += errors.matched(point)
             errors.count_unmatched(point, counter)
-    return Assembly(conversations, edges, reasons, flow_rows, merged_flow, matched, unmatched, errors)
+    shifts: list[SequenceShift] = []
+    if any(state.shifts for state in matcher.pairs.values()):
+        hop_of_edges = {key: hop_of_edge for key, (_, hop_of_edge) in edges.items()}
+        shifts = sequence_shifts(matcher.pairs, merged_flow, hop_of_edges, conversations)
+    return Assembly(conversations, edges, reasons, flow_rows, merged_flow, matched, unmatched, errors, shifts)
 
 
 def _count_carried(reasons: dict[int, NDArray[np.uint8]], layers: Sequence[LayerInfo]) -> None:

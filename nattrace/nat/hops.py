@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nattrace.match.bindings import edge_of
-from nattrace.match.outcome import TIED
+from nattrace.match.outcome import ANSWERED, TIED
 from nattrace.match.pieces import Resized
 from nattrace.nat.resized import resized
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nattrace.nat.paths import Hops
 
 #: Codes of `HopCounts.reasons`: why a packet has no crossing; where several pairs speak, the highest holds.
-ONE_SIDED, NOT_SEEN_UPSTREAM, UNKNOWABLE, LOST, RESIZED, AMBIGUOUS = 1, 2, 3, 4, 5, 6
+ONE_SIDED, NOT_SEEN_UPSTREAM, UNKNOWABLE, LOST, RESIZED, AMBIGUOUS, PROXIED = 1, 2, 3, 4, 5, 6, 7
 REASON_NAMES = {
     ONE_SIDED: "one-sided",
     NOT_SEEN_UPSTREAM: "not-seen-upstream",
@@ -35,6 +35,7 @@ REASON_NAMES = {
     LOST: "lost",
     RESIZED: "resized",
     AMBIGUOUS: "ambiguous",
+    PROXIED: "proxied",  # made, or answered, by a box between the points: SYNPROXY's handshakes
 }
 
 
@@ -360,6 +361,7 @@ def _missing(
     """Say why the unmatched packets of one side have no match, and count them where they belong."""
     tied = (record.reason == TIED) | place.unsure
     reason = np.where(tied, AMBIGUOUS, ONE_SIDED).astype(np.uint8)
+    reason[record.reason == ANSWERED] = PROXIED
     rows = np.flatnonzero(place.hop >= 0)
     if rows.size:
         time = record.time_ns[rows]
@@ -370,6 +372,7 @@ def _missing(
         verdict = np.where(covered, LOST, UNKNOWABLE)
         verdict = np.where(sending, verdict, NOT_SEEN_UPSTREAM)
         verdict = np.where(changed_size[rows], RESIZED, verdict)
+        verdict = np.where(record.reason[rows] == ANSWERED, PROXIED, verdict)
         verdict = np.where(tied[rows], AMBIGUOUS, verdict)
         reason[rows] = verdict
         hop, direction = place.hop[rows], place.reply[rows].astype(np.int64)
@@ -377,6 +380,7 @@ def _missing(
             (LOST, counts.lost),
             (UNKNOWABLE, counts.unknowable),
             (RESIZED, counts.unknowable),
+            (PROXIED, counts.unknowable),
             (AMBIGUOUS, counts.ambiguous),
         ):
             chosen = (verdict == code) & sending

@@ -28,6 +28,12 @@ Direction = Literal["original", "reply"]
 PROTOCOL_NAMES = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
 ECHO_TYPES = (0, 8, 128, 129)
 
+#: What a box may leave alone of a packet beside addresses and ports, by `Hop.keeps`: all of it; all but the TTL;
+#: all but TCP options, length and ECN flags; payload and the numbers of TCP and ICMP, whatever the IP version;
+#: IP id and TCP flags, while sequence numbers are shifted and payloads rewritten; the same behind SYNPROXY,
+#: which makes the handshake itself.
+KEPT = ("all", "ttl", "options", "version", "stream", "proxied")
+
 
 class UndecidableError(AssertionError):
     """Two packets of one scenario are the same in every field, so no oracle could tell them apart."""
@@ -43,6 +49,9 @@ class Seen:
     ttl: int
     fixed: tuple[object, ...]  #: IP id and length, TCP seq, ack, flags and window, ICMP seq, payload
     payload: bytes
+    ip_id: int = 0
+    flags: int = 0  #: TCP flags without those of ECN (RFC 3168)
+    numbers: tuple[int, ...] = ()  #: TCP seq and ack, ICMP seq
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -110,13 +119,15 @@ def _decode(frame: int, data: bytes) -> Seen | None:
         return None
     addresses = (str(ipaddress.ip_address(src)), str(ipaddress.ip_address(dst)))
     fixed: tuple[object, ...]
+    flags = 0
+    numbers: tuple[int, ...] = ()
     if name in ("icmp", "icmpv6"):
         if l4[0] not in ECHO_TYPES:
             return None
         echo_id, seq = int.from_bytes(l4[4:6], "big"), int.from_bytes(l4[6:8], "big")
         addressing = Addressing(*addresses, type=l4[0], id=echo_id)
         payload = l4[8:]
-        fixed = (ip_id, length, seq, payload)
+        fixed, numbers = (ip_id, length, seq, payload), (seq,)
     elif name == "udp":
         addressing = Addressing(*addresses, int.from_bytes(l4[:2], "big"), int.from_bytes(l4[2:4], "big"))
         payload = l4[8:]
@@ -126,7 +137,23 @@ def _decode(frame: int, data: bytes) -> Seen | None:
         payload = l4[(l4[12] >> 4) * 4 :]
         # Sequence and acknowledgement numbers, flags, window, options; not the ports, not the checksum.
         fixed = (ip_id, length, l4[4:16], l4[20:])
-    return Seen(frame, name, addressing, ttl, fixed, payload)
+        flags = l4[13] & 0x3F
+        numbers = (int.from_bytes(l4[4:8], "big"), int.from_bytes(l4[8:12], "big"))
+    return Seen(frame, name, addressing, ttl, fixed, payload, ip_id, flags, numbers)
+
+
+def _kept(packet: Seen, keeps: str) -> tuple[object, ...] | None:
+    """Return what a box that `keeps` so much leaves alone, None for packets that such a box makes itself."""
+    if keeps == "options":
+        return packet.ip_id, packet.flags, packet.numbers, packet.payload
+    if keeps == "version":
+        return packet.flags, packet.numbers, packet.payload
+    if keeps == "stream":
+        return packet.ip_id, packet.flags
+    if keeps == "proxied":
+        # SYNPROXY's own packets have no IP id (kernel: synproxy_build_ip); what it forwards has its sender's
+        return (packet.ip_id, packet.flags) if packet.ip_id and not packet.flags & 2 else None
+    return packet.fixed
 
 
 def expected_rows(hop: Hop, points: Mapping[str, Iterable[Seen]]) -> set[ExpectedRow]:
@@ -145,7 +172,7 @@ def expected_rows(hop: Hop, points: Mapping[str, Iterable[Seen]]) -> set[Expecte
         for direction, states in ways:
             for sightings in _sightings(hop, points, entry.protocol, states):
                 if len(sightings) > 1:
-                    rows |= _changes(sightings, states, direction)
+                    rows |= _changes(sightings, states, direction, hop.keeps)
     return rows
 
 
@@ -156,8 +183,10 @@ def _sightings(
     found: dict[tuple[object, ...], list[tuple[str, Seen]]] = defaultdict(list)
     for name in hop.chain:
         for packet in points.get(name, ()):
-            if packet.protocol == protocol and packet.addressing in states:
-                seen = found[packet.fixed]
+            same = packet.protocol.removesuffix("v6") == protocol.removesuffix("v6")
+            kept = _kept(packet, hop.keeps) if same and packet.addressing in states else None
+            if kept is not None:
+                seen = found[kept]
                 if seen and seen[-1][0] == name:
                     raise UndecidableError(f"{name}: {seen[-1][1]} and {packet}")
                 seen.append((name, packet))
@@ -165,7 +194,7 @@ def _sightings(
 
 
 def _changes(
-    sightings: list[tuple[str, Seen]], states: list[Addressing], direction: Direction
+    sightings: list[tuple[str, Seen]], states: list[Addressing], direction: Direction, keeps: str
 ) -> set[ExpectedRow]:
     """Return one packet's rows; it travels from the end where NAT has done less."""
     stages = [states.index(packet.addressing) for _, packet in sightings]
@@ -173,7 +202,9 @@ def _changes(
         sightings.reverse()
     rows = set()
     for (here, first), (there, second) in pairwise(sightings):
-        assert 0 <= first.ttl - second.ttl <= 1, (here, first, there, second)
+        # a translator between IP versions is a router of its own, behind the kernel's
+        lowered = first.ttl - second.ttl
+        assert keeps in ("ttl", "version") or 0 <= lowered <= 1, (here, first, there, second)
         if first.addressing != second.addressing:
             rows.add(ExpectedRow(here, first.frame, there, second.frame, direction))
     return rows
@@ -191,8 +222,9 @@ def token_rows(
         index: dict[bytes, list[Seen]] = defaultdict(list)
         for packet in points.get(name, ()):
             if len(packet.payload) >= 16:
-                # An echo reply carries its request's payload: the type tells the two apart.
-                index[packet.payload + bytes([packet.addressing.type & 255])].append(packet)
+                # An echo reply carries its request's payload: the type tells the two apart, in either version.
+                kind = {128: 8, 129: 0}.get(packet.addressing.type, packet.addressing.type)
+                index[packet.payload + bytes([kind & 255])].append(packet)
         by_payload.append(index)
     changed: set[tuple[int, int]] = set()
     same: set[tuple[int, int]] = set()

@@ -33,7 +33,6 @@ _FIN, _PSH, _CWR = 0x001, 0x008, 0x080
 class Piece(Seen):
     """One packet with the bytes it carries and where they belong. Needs captures of whole packets."""
 
-    ip_id: int = 0  #: of an IPv4 header or an IPv6 fragment header
     same: tuple[object, ...] = ()  #: what all pieces of one transmission have in common
     start: int = 0  #: TCP: sequence number; fragments and datagrams: offset in the IP payload
     body: bytes = (
@@ -111,7 +110,10 @@ def _decode(frame: int, data: bytes) -> tuple[Piece, tuple[object, ...]] | None:
         fin = body[13] & _FIN
         start, body = int.from_bytes(body[4:8], "big"), body[options:]
         same = same if body else (*same, fin)
-    piece = Piece(frame, name, addressing, ttl, (), body, ip_id, same, start, body, cut, ip[0] >> 4, options)
+    piece = Piece(
+        frame, name, addressing, ttl, (), body, ip_id,
+        same=same, start=start, body=body, cut=cut, version=ip[0] >> 4, header=options,
+    )  # fmt: skip
     return piece, (src, dst, protocol, ip_id)
 
 

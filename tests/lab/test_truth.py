@@ -91,4 +91,9 @@ def test_recorded_truth_is_what_conntrack_printed(folder: Path) -> None:
     truth = Truth.load(folder / "truth.json")
 
     for hop in truth.hops:
+        if not hop.conntrack:  # a stateless box, of which the kernel keeps no entries
+            assert not any(
+                entry.translated for entry in parse_conntrack((folder / "conntrack.txt").read_text())
+            )
+            continue
         assert list(hop.entries) == parse_conntrack((folder / hop.conntrack).read_text())

@@ -202,12 +202,15 @@ class TcpConnection:
         self._client.connect(to)
         self._server = server.accept()
 
-    def exchange(self, question: bytes, answer: bytes) -> None:
-        """Send data one way and back."""
+    def exchange(
+        self, question: bytes, answer: bytes, *, arrives: bytes | None = None, returns: bytes | None = None
+    ) -> None:
+        """Send data one way and back; `arrives` and `returns` are what a helper on the way makes of them."""
+        arrives, returns = arrives or question, returns or answer
         self._client.sendall(question)
-        assert _read(self._server, len(question)) == question
+        assert _read(self._server, len(arrives)) == arrives
         self._server.sendall(answer)
-        assert _read(self._client, len(answer)) == answer
+        assert _read(self._client, len(returns)) == returns
 
     def say(self, data: bytes) -> None:
         """Send data to the server and wait for nothing."""

@@ -84,8 +84,11 @@ class Hop:
 
     inner: str
     outer: str
-    conntrack: str  #: file with what conntrack printed
+    conntrack: (
+        str  #: file with what conntrack printed; empty for a stateless box, whose configuration says all
+    )
     entries: tuple[Entry, ...]
+    keeps: str = "all"  #: what of a packet the box leaves alone, see `oracle.KEPT`
     via: tuple[str, ...] = ()  #: further points of the same host between the two, in order from `inner`
 
     @property

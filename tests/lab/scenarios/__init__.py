@@ -9,7 +9,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lab.scenarios import addresses, basic, icmp_errors, points, proxies, rebinding, resized, tunnels
+from lab.scenarios import (
+    addresses,
+    basic,
+    icmp_errors,
+    points,
+    proxies,
+    rebinding,
+    resized,
+    translators,
+    tunnels,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +27,7 @@ if TYPE_CHECKING:
 
     from lab.truth import Truth
 
-FAMILIES = (basic, addresses, rebinding, points, resized, icmp_errors, tunnels, proxies)
+FAMILIES = (basic, addresses, rebinding, points, resized, icmp_errors, tunnels, translators, proxies)
 
 SCENARIOS: dict[str, Callable[[Path], Truth]] = {
     scenario.__name__: scenario for family in FAMILIES for scenario in family.SCENARIOS

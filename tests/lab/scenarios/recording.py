@@ -52,9 +52,10 @@ def kernel_truth(
     partial: bool = False,
     tied: bool = False,
     resized: bool = False,
+    keeps: str = "all",
 ) -> Truth:
     hops = tuple(
-        Hop(inner, outer, name, tuple(parse_conntrack((folder / name).read_text())))
+        Hop(inner, outer, name, tuple(parse_conntrack((folder / name).read_text())), keeps)
         for name, (_, inner, outer) in zip(
             (_conntrack_name(number) for number in range(len(net.hops))), net.hops, strict=True
         )

@@ -1,0 +1,237 @@
+"""Anchors: TCP packets that still agree although a box changed their numbers or options, and what they teach.
+
+SYNPROXY and the FTP and SIP helpers shift sequence and acknowledgement numbers by a constant (kernel:
+nf_ct_seq_adjust); routers take options away. An anchor is a pair of packets with equal IP id, length, flags, one
+equal end (address and port) and one equal number. Several anchors of two flows, without dissent, say by how much
+the flows' numbers differ. This module learns; `shifted` matches with what was learned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nattrace.match.bindings import edge_of
+from nattrace.match.edges import edge_keys
+from nattrace.match.keys import M1, M2, M3, endpoint_hash, mix
+from nattrace.match.pairing import group_ids, unique_pairs
+from nattrace.match.ties import TIE_WINDOW_NS
+from nattrace.table import FRAGMENT_OFFSET, MORE_FRAGMENTS, TCP
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from nattrace.match.edges import Edges
+    from nattrace.match.rows import Rows
+    from nattrace.table import PacketTable
+
+#: Anchors with different numbers that bind two flows by themselves: four pairs of 32-bit numbers that all differ
+#: by the same is no chance, and a connection of one request and one answer still has as many.
+ANCHORS = 4
+#: Anchors that tell a shift between flows that other packets bind already.
+ANCHORS_BOUND = 2
+#: Share of a flow's anchors that must agree on its partner; the rest is chance.
+_SHARE = 0.9
+
+#: Packets on their way when a shift begins may still cross unshifted: a round trip of a long path.
+_IN_FLIGHT_NS = 1_000_000_000
+#: A packet without an IP id is its other self only this soon: TCP repeats nothing within 200 ms.
+SOON_NS = 10_000_000
+
+#: TCP flags that routers leave alone; those of ECN they may clear (kernel: xt_ECN).
+FLAGS = np.uint16(0x03F)
+#: L4 bytes up to the flags (RFC 9293 section 3.1).
+_FLAGS_END = 14
+_S16, _S32 = np.uint64(16), np.uint64(32)
+
+
+@dataclass(slots=True)
+class Anchors:
+    """Pairs of packets that vouch for a shift, one row each; the columns are of one length.
+
+    Forward and backward are those of the first point. A shift is the second point's number minus the first
+    point's, modulo 2**32: what is added to the bytes of one direction is added to the acknowledgements of the other.
+    """
+
+    a: NDArray[np.int64]  #: row at the first point
+    b: NDArray[np.int64]
+    time_ns: NDArray[np.int64]  #: at the first point
+    flow_a: NDArray[np.int64]  #: merged flow
+    flow_b: NDArray[np.int64]
+    swap: NDArray[np.bool_]
+    forward: NDArray[np.uint32]  #: shift of the forward direction's sequence numbers
+    backward: NDArray[np.uint32]
+    number: NDArray[np.uint64]  #: what tells anchors with different numbers apart
+    bound: NDArray[np.bool_]  #: other packets bind the two flows
+
+    def __len__(self) -> int:
+        """Anchors."""
+        return int(self.a.size)
+
+    def take(self, rows: NDArray[Any]) -> Anchors:
+        """Return the given rows: indices or a mask."""
+        return Anchors(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+    @property
+    def moved(self) -> NDArray[np.bool_]:
+        """Which anchors vouch for a shift at all; the others' options differ."""
+        result: NDArray[np.bool_] = (self.forward != 0) | (self.backward != 0)
+        return result
+
+
+def worth_waiting(
+    table: PacketTable, rows: NDArray[np.int64], others: Sequence[tuple[PacketTable, NDArray[np.int64]]]
+) -> NDArray[np.bool_]:
+    """Return which of the given rows may be another point's packets, numbered otherwise or with other options.
+
+    `others` are tables of the other point, each with the rows of it that have no partner. The test is cheap and
+    generous: one equal number and the same length, or one equal end and the same IP id.
+    """
+    result = np.zeros(rows.size, np.bool_)
+    mine = np.flatnonzero(legible(table, rows))
+    if not mine.size:
+        return result
+    theirs = [keys for other, which in others for keys in _partial_keys(other, which[legible(other, which)])]
+    known = np.unique(np.concatenate(theirs)) if theirs else np.empty(0, np.uint64)
+    if known.size:
+        for keys in _partial_keys(table, rows[mine]):
+            place = np.minimum(np.searchsorted(known, keys), known.size - 1)
+            result[mine] |= (known[place] == keys) & (keys != 0)
+    return result
+
+
+def legible(table: PacketTable, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which rows are whole TCP packets of which numbers and flags are there."""
+    result: NDArray[np.bool_] = (table.protocol[rows] == TCP) & (table.l4_visible[rows] >= _FLAGS_END)
+    result &= (table.fragment[rows] & np.uint16(MORE_FRAGMENTS | FRAGMENT_OFFSET)) == 0
+    return result
+
+
+def _ends(table: PacketTable, rows: NDArray[np.int64]) -> list[NDArray[np.uint64]]:
+    """Return keys of both ends of packets, address and port: source, destination."""
+    version = table.version[rows]
+    return [
+        endpoint_hash(version, table.src[rows], table.sport[rows]),
+        endpoint_hash(version, table.dst[rows], table.dport[rows]) ^ M2,
+    ]
+
+
+def _partial_keys(table: PacketTable, rows: NDArray[np.int64]) -> list[NDArray[np.uint64]]:
+    """Return keys of which two packets share one when they may be shifted selves; 0 is no key."""
+    length = table.payload_length[rows].astype(np.uint64)
+    ip_id = table.ip_id[rows]
+    seq, ack = (getattr(table, name)[rows].astype(np.uint64) << _S32 | length for name in ("seq", "ack"))
+    with_id = (mix(end ^ ip_id.astype(np.uint64) * M1) for end in _ends(table, rows))
+    return [mix(seq * M1), mix(ack * M3), *(np.where(ip_id != 0, keys, np.uint64(0)) for keys in with_id)]
+
+
+def find_anchors(
+    rows_a: Rows, rows_b: Rows, flows_a: NDArray[np.int64], flows_b: NDArray[np.int64], edges: Edges
+) -> tuple[Anchors, Anchors]:
+    """Return the anchors between two points' rows that agree on something, and those that do not.
+
+    `flows_a` and `flows_b` map the rows' partial flows to merged ones, of which `edges` says what is bound.
+    """
+    chosen = [np.flatnonzero(legible(r.table, np.arange(len(r)))) for r in (rows_a, rows_b)]
+    # what has its equal at the other point was refused for a reason, or waits for its turn
+    alone = [np.isin(r.content[which], o.content, invert=True)
+             for r, which, o in zip((rows_a, rows_b), chosen, (rows_b, rows_a), strict=True)]  # fmt: skip
+    chosen = [which[mask] for which, mask in zip(chosen, alone, strict=True)]
+    pairs = [np.empty((2, 0), np.int64)]
+    keys = [_anchor_keys(rows.table, which) for rows, which in zip((rows_a, rows_b), chosen, strict=True)]
+    keys[0].append(_bound_keys(rows_a, chosen[0], flows_a, 0, edges))
+    keys[1].append(_bound_keys(rows_b, chosen[1], flows_b, 1, edges))
+    for key_a, key_b in zip(*keys, strict=True):
+        a, b = unique_pairs(key_a, key_b)
+        pairs.append(np.stack([chosen[0][a], chosen[1][b]]))
+    a, b = np.unique(np.concatenate(pairs, axis=1), axis=1)
+    table_a, table_b = rows_a.table, rows_b.table
+    # without an IP id only data has a number of its own, and only soon: it may be sent again
+    apart = np.abs(table_b.time_ns[b] - table_a.time_ns[a])
+    with_id = table_a.ip_id[a] != 0
+    good = np.where(with_id, apart <= TIE_WINDOW_NS, (apart <= SOON_NS) & (table_a.payload_length[a] > 0))
+    a, b, with_id = a[good], b[good], with_id[good]
+    back_a = rows_a.backward[a]
+    seq, ack = table_b.seq[b] - table_a.seq[a], table_b.ack[b] - table_a.ack[a]
+    found = Anchors(
+        a, b, table_a.time_ns[a], flows_a[rows_a.flow[a]], flows_b[rows_b.flow[b]], back_a != rows_b.backward[b],
+        np.where(back_a, ack, seq), np.where(back_a, seq, ack),
+        (table_a.seq[a].astype(np.uint64) << _S32) | table_a.ack[a], np.zeros(a.size, np.bool_),
+    )  # fmt: skip
+    agreed = _agreeing(found, edges, with_id)
+    return found.take(agreed), found.take(~agreed)
+
+
+def _bound_keys(
+    rows: Rows, which: NDArray[np.int64], flows: NDArray[np.int64], side: int, edges: Edges
+) -> NDArray[np.uint64]:
+    """Return one more key: binding, direction, IP id, length and flags, where both numbers may be shifted.
+
+    Packets without binding or IP id get keys that no other packet has.
+    """
+    table = rows.table
+    edge = edge_of(flows[rows.flow[which]], table.time_ns[which], side, edges)
+    back = rows.backward[which].copy()
+    if side:
+        bound = edge >= 0
+        back[bound] ^= edges.swap[edge[bound]]
+    word = (table.payload_length[which].astype(np.uint64) << _S32) | table.ip_id[which]
+    word ^= (table.tcp_flags[which] & FLAGS).astype(np.uint64) << (_S32 + _S16)
+    lane = (edge.astype(np.uint64) << np.uint64(1)) | back
+    keys = mix(mix(word * M3) ^ lane * M1)
+    nothing = (edge < 0) | (table.ip_id[which] == 0)
+    own = np.arange(2 * which.size, dtype=np.uint64)[side::2]
+    return np.where(nothing, mix(own * M2 ^ M3), keys)
+
+
+def _anchor_keys(table: PacketTable, rows: NDArray[np.int64]) -> list[NDArray[np.uint64]]:
+    """Return four keys of each packet: all that anchors share, with either end and either number."""
+    word = (table.payload_length[rows].astype(np.uint64) << _S32) | table.ip_id[rows]
+    word ^= (table.tcp_flags[rows] & FLAGS).astype(np.uint64) << (_S32 + _S16)
+    return [
+        mix(end ^ mix(word * M3 ^ getattr(table, name)[rows].astype(np.uint64) * salt))
+        for end in _ends(table, rows)
+        for name, salt in (("seq", M1), ("ack", M2))
+    ]
+
+
+def _agreeing(found: Anchors, edges: Edges, with_id: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which anchors are of flows that enough of them bind and nearly none contradicts; note what is bound.
+
+    Flows that are bound already must be bound to each other. There a single anchor suffices where all numbers and
+    the IP id are equal: then nothing is shifted, and options or payload were changed. And a shift, once begun,
+    shifts all that follows: what crosses unshifted contradicts it.
+    """
+    if not len(found):
+        return np.zeros(0, np.bool_)
+    flow_a, flow_b = (
+        np.concatenate([found.flow_a, edges.flow_a]),
+        np.concatenate([found.flow_b, edges.flow_b]),
+    )
+    keys = edge_keys(flow_a, flow_b, np.concatenate([found.swap, edges.swap]))
+    pair, known = keys[: len(found)], keys[len(found) :]
+    unshifted_ns = np.full(len(found), -(2**62))
+    if len(edges):
+        order = np.argsort(known)
+        place = order[np.minimum(np.searchsorted(known, pair, sorter=order), known.size - 1)]
+        found.bound = known[place] == pair
+        unshifted_ns[found.bound] = edges.last_ns[place[found.bound]]
+    taken = np.isin(found.flow_a, edges.flow_a) | np.isin(found.flow_b, edges.flow_b)
+    contradicted = found.moved & (found.time_ns < unshifted_ns - _IN_FLIGHT_NS)
+    (relation,) = group_ids(mix(pair ^ mix((found.forward.astype(np.uint64) << _S32) | found.backward)))
+    distinct = np.unique(np.stack([relation, found.number.view(np.int64)]), axis=1)[0]
+    count = np.bincount(distinct, minlength=int(relation.max()) + 1)[relation]
+    alike = found.bound & with_id & ~found.moved
+    refused = np.bincount(relation, contradicted)[relation] > 0
+    good = np.where(found.bound, (count >= ANCHORS_BOUND) | alike, (count >= ANCHORS) & ~taken) & ~refused
+    (both,) = group_ids(pair)
+    votes = np.bincount(both)[both]
+    for flow in (found.flow_a, found.flow_b):
+        (own,) = group_ids(flow.astype(np.uint64))
+        good &= votes >= _SHARE * np.bincount(own)[own]
+    result: NDArray[np.bool_] = good
+    return result
