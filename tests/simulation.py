@@ -138,6 +138,7 @@ class Network:
         *,
         reply: bool = False,
         ip_id: int | None = None,
+        renumber: dict[str, int] | None = None,
         flags: int = 0x18,
         lost_after: str | None = None,
         unseen: Collection[str] = (),
@@ -150,6 +151,7 @@ class Network:
 
         `lost_after` names the last point it passes, `unseen` the points whose captures miss it.
         `unfinished` leaves the checksum to the network card at the first point, as a sending host shows it.
+        `renumber` has the IP identification at points behind a box that writes its own.
         `mtu` cuts an IPv4 packet into fragments. Without `advance` the next packet repeats the numbers.
         """
         if conversation not in self._conversations:
@@ -164,7 +166,8 @@ class Network:
         at_ns, ttl = self.now_ns, 64
         serials: list[int] = []
         for step, (point, seen) in enumerate(steps):
-            packet = _packet(conversation, seen, payload, reply, ip_id, ttl, flags)
+            own_id = (renumber or {}).get(point, ip_id)
+            packet = _packet(conversation, seen, payload, reply, own_id, ttl, flags)
             if unfinished and step == 0:
                 packet = _unfinished(packet)
             pieces = [packet] if mtu is None else list(_fragments(packet, mtu))

@@ -42,6 +42,7 @@ def match_by_binding(
     edges: Edges,
     usual: Usual,
     book: AddressBook,
+    renumbered: int = 0,
 ) -> Matches:
     """Match packets with equal keys inside one binding: alone there, or clearly nearest in time."""
     nothing = Matches(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint16))
@@ -90,7 +91,7 @@ def match_by_binding(
     delta = rows_b.table.time_ns[b] - rows_a.table.time_ns[a]
     onward = np.sign(delta) * np.sign(shift[near_a]) >= 0
     a, b, ranked = a[onward], b[onward], ranked[onward]
-    _, flags, conflict = evidence.weigh(rows_a.table, a, rows_b.table, b, book)
+    _, flags, conflict = evidence.weigh(rows_a.table, a, rows_b.table, b, book, renumbered=renumbered)
     flags |= np.uint16(evidence.BINDING) | ranked * np.uint16(evidence.NEAREST)
     return Matches(a[~conflict], b[~conflict], flags[~conflict])
 

@@ -67,8 +67,12 @@ def weigh(
     table_b: PacketTable,
     rows_b: NDArray[np.int64],
     book: AddressBook,
+    *,
+    renumbered: int = 0,
 ) -> tuple[NDArray[np.int16], NDArray[np.uint16], NDArray[np.bool_]]:
     """Compare row rows_a[i] of one table with row rows_b[i] of the other; their content keys are equal.
+
+    `renumbered` says whose IP identifications a box writes anew (see `renumbered`): they say nothing.
 
     Returns (bits, flags, conflict). A conflict is a field that Linux NAT never changes and that differs:
     both IP identifications present and different, or both checksum residuals known and different (but see
@@ -125,6 +129,11 @@ def weigh(
             same[across] = book.embeds(np.where(first_is_six, one, other), np.where(first_is_six, other, one))
     flags |= same_src * np.uint16(SAME_SRC)
     flags |= same_dst * np.uint16(SAME_DST)
+    if renumbered:
+        own_ids = (renumbered >> (same_src + 2 * same_dst)) & 1 != 0
+        both_ids &= ~own_ids
+        vouched = vouched & ~own_ids
+        flags[own_ids] &= ~np.uint16(IP_ID)
     same_sport = same_src & (a("sport") == b("sport"))
     same_dport = same_dst & (a("dport") == b("dport"))
     ported = has_ports(protocol)

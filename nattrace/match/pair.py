@@ -21,11 +21,12 @@ from nattrace.match.heads import edges_of, match_heads
 from nattrace.match.lanes import Lanes
 from nattrace.match.outcome import ABSENT, ANSWERED, TIED, Matches, Shifts, Unmatched
 from nattrace.match.pieces import Pieces, Resized
+from nattrace.match.renumbered import Identifications
 from nattrace.match.resized import match_pieces
 from nattrace.match.rows import Rows
 from nattrace.match.shifted import match_shifted
 from nattrace.match.ties import TIE_WINDOW_NS, candidates, tied_rows
-from nattrace.match.unique import commonplace
+from nattrace.match.unique import commonplace, match_renumbered
 from nattrace.match.usual import Usual
 from nattrace.match.votes import elect
 from nattrace.match.waiting import may_be_resized
@@ -67,6 +68,7 @@ class PairState:
     unmatched_b: list[Unmatched] = field(default_factory=list)
     usual: Usual = field(default_factory=Usual)
     shifts: list[Shifts] = field(default_factory=list)
+    identifications: Identifications = field(default_factory=Identifications)
     #: called with every accepted set of pairs: (rows a, rows b, partial edge indices, flags)
     on_match: Callable[[Rows, Rows, NDArray[np.int64], NDArray[np.uint16]], None] | None = None
     #: called with packets that stay unmatched: (side, rows, frames of candidates or None), see `ties.candidates`
@@ -119,6 +121,7 @@ class PairState:
         firsts = Firsts.among(rows_a, rows_b, found)
         if firsts is not None:
             self.firsts.append(firsts)
+        self.identifications.saw_matches(found.flags)
         if self.on_match is not None:
             self.on_match(rows_a.take(a), rows_b.take(b), member, found.flags)
         return (member.astype(np.int32) << np.int32(1)) | backward, delta
@@ -226,17 +229,25 @@ class PairState:
         rows_a, rows_b = Rows.concatenate(self.waiting_a), Rows.concatenate(self.waiting_b)
         self.waiting_a, self.waiting_b = [], []
         matched_a, matched_b = [], []
-        edges, _ = merge_edges(self.edges, flows_a, flows_b)
         done_a, done_b = np.zeros(len(rows_a), np.bool_), np.zeros(len(rows_b), np.bool_)
         pieces = Pieces.none()
         suspects = np.empty((2, 0), np.int64)
+        self.identifications.look(rows_a, rows_b, self.usual, self.book)
+        renumbered = self.identifications.renumbered
+        if renumbered:
+            found = match_renumbered(rows_a, rows_b, TIE_WINDOW_NS, self.usual, self.book, renumbered)
+            self.commit(rows_a, rows_b, found)
+            done_a[found.a], done_b[found.b] = True, True
+            matched_a.append(rows_a.number[found.a])
+            matched_b.append(rows_b.number[found.b])
         if len(rows_a) and len(rows_b):
+            edges, _ = merge_edges(self.edges, flows_a, flows_b)
             heads = match_heads(rows_a, rows_b, TIE_WINDOW_NS, self.usual, self.book)
             if heads.a.size:
                 begun = edges_of(rows_a, rows_b, heads, flows_a, flows_b)
                 same = (np.arange(1 + int(flows.max(initial=0))) for flows in (flows_a, flows_b))
                 edges, _ = merge_edges([edges, begun], *same)
-            votes = elect(rows_a, rows_b, flows_a, flows_b, edges, self.usual, self.book)
+            votes = elect(rows_a, rows_b, flows_a, flows_b, edges, self.usual, self.book, renumbered)
             if len(votes):
                 edges = Edges.concatenate([edges, votes])
             for by in ("exact", "content"):
@@ -250,6 +261,7 @@ class PairState:
                     edges,
                     self.usual,
                     self.book,
+                    renumbered,
                 )
                 found = Matches(open_a[found.a], open_b[found.b], found.flags)
                 self.commit(rows_a, rows_b, found)
@@ -273,8 +285,12 @@ class PairState:
             matched_b.append(rows_b.number[np.unique(pieces.b)])
         rest_a, rest_b = rows_a.take(~done_a), rows_b.take(~done_b)
         named = self.on_unmatched is not None
-        why_a, why_b = tied_rows(rest_a, rest_b), tied_rows(rest_b, rest_a)
-        near_a, near_b = (candidates(rest_a, rest_b), candidates(rest_b, rest_a)) if named else (None, None)
+        blind = renumbered != 0
+        why_a, why_b = (
+            tied_rows(rows, others, renumbered=blind) for rows, others in ((rest_a, rest_b), (rest_b, rest_a))
+        )
+        near_a = candidates(rest_a, rest_b, renumbered=blind) if named else None
+        near_b = candidates(rest_b, rest_a, renumbered=blind) if named else None
         for why, done, tied in ((why_a, done_a, pieces.tied_a), (why_b, done_b, pieces.tied_b)):
             why[(np.cumsum(~done) - 1)[tied]] = TIED
         # what agrees in too little to be matched, and in too much to be called lost

@@ -26,9 +26,11 @@ def without_ids(rows: Rows, others: Rows) -> bool:
     return not rows.table.ip_id.any() or not others.table.ip_id.any()
 
 
-def _tie_keys(rows: Rows, others: Rows, end: str) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+def _tie_keys(
+    rows: Rows, others: Rows, end: str, *, renumbered: bool
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Return keys of both sides that are equal where two packets could be one, with `end` untouched."""
-    no_ids = without_ids(rows, others)
+    no_ids = renumbered or without_ids(rows, others)
 
     def keys(r: Rows) -> NDArray[np.uint64]:
         by = np.where((r.table.ip_id != 0) & (not no_ids), r.exact, r.content)
@@ -37,18 +39,21 @@ def _tie_keys(rows: Rows, others: Rows, end: str) -> tuple[NDArray[np.uint64], N
     return keys(rows), keys(others)
 
 
-def tied_rows(rows: Rows, others: Rows) -> NDArray[np.uint8]:
-    """Return TIED for rows that still have a believable candidate among `others`, else ABSENT."""
+def tied_rows(rows: Rows, others: Rows, *, renumbered: bool = False) -> NDArray[np.uint8]:
+    """Return TIED for rows that still have a believable candidate among `others`, else ABSENT.
+
+    `renumbered` where a box between the points writes IP identifications of its own.
+    """
     tied = np.full(len(rows), ABSENT, np.uint8)
     if len(rows) and len(others):
         for end in ("src", "dst"):
-            group, their_group = group_ids(*_tie_keys(rows, others, end))
+            group, their_group = group_ids(*_tie_keys(rows, others, end, renumbered=renumbered))
             apart = nearest_distance(group, rows.table.time_ns, their_group, others.table.time_ns)
             tied[apart <= TIE_WINDOW_NS] = TIED
     return tied
 
 
-def candidates(rows: Rows, others: Rows) -> NDArray[np.uint32]:
+def candidates(rows: Rows, others: Rows, *, renumbered: bool = False) -> NDArray[np.uint32]:
     """Return the frames of the first CANDIDATES packets that each row could be; shape (rows, CANDIDATES).
 
     0 fills the places of rows that have fewer.
@@ -57,7 +62,7 @@ def candidates(rows: Rows, others: Rows) -> NDArray[np.uint32]:
     if not len(rows) or not len(others):
         return frames
     for end in ("dst", "src"):
-        own, their = _tie_keys(rows, others, end)
+        own, their = _tie_keys(rows, others, end, renumbered=renumbered)
         order = np.argsort(their, kind="stable")
         low, high = (np.searchsorted(their, own, side, sorter=order) for side in ("left", "right"))
         empty = frames[:, 0] == 0

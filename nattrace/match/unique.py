@@ -68,6 +68,20 @@ def match_unique(
     )
 
 
+def match_renumbered(
+    rows_a: Rows, rows_b: Rows, window_ns: int, usual: Usual, book: AddressBook, renumbered: int
+) -> Matches:
+    """Match waiting packets whose key without IP identification is unique, as if they had none.
+
+    `renumbered` says whose identifications are written anew between the points, see `evidence.weigh`.
+    """
+    a, b = unique_pairs(rows_a.content, rows_b.content)
+    told = (rows_a.table.protocol[a] == TCP) | ~(rows_a.common[a] | rows_b.common[b])
+    return _believe(
+        rows_a, rows_b, a[told], b[told], window_ns, usual, book, careful=False, renumbered=renumbered
+    )
+
+
 def _believe(
     rows_a: Rows,
     rows_b: Rows,
@@ -78,6 +92,7 @@ def _believe(
     book: AddressBook,
     *,
     careful: bool,
+    renumbered: int = 0,
 ) -> Matches:
     """Return which candidate pairs are believed by their own evidence.
 
@@ -85,7 +100,7 @@ def _believe(
     """
     if not a.size:
         return Matches(a, b, np.empty(0, np.uint16))
-    bits, flags, conflict = evidence.weigh(rows_a.table, a, rows_b.table, b, book)
+    bits, flags, conflict = evidence.weigh(rows_a.table, a, rows_b.table, b, book, renumbered=renumbered)
     delta = rows_b.table.time_ns[b] - rows_a.table.time_ns[a]
     apart = np.abs(delta)
     good = (bits >= evidence.STRONG) & ~conflict & (apart <= window_ns)

@@ -45,6 +45,7 @@ def elect(
     edges: Edges,
     usual: Usual,
     book: AddressBook,
+    renumbered: int = 0,
 ) -> Edges:
     """Let pairs too weak alone vote for bindings between flows that have none yet."""
     free_a = np.flatnonzero(~np.isin(flows_a[rows_a.flow], edges.flow_a))
@@ -52,7 +53,7 @@ def elect(
     if not free_a.size or not free_b.size:
         return Edges.empty()
     rows_a, rows_b = rows_a.take(free_a), rows_b.take(free_b)
-    by = "content" if without_ids(rows_a, rows_b) else "exact"
+    by = "content" if renumbered or without_ids(rows_a, rows_b) else "exact"
     longest = usual.longest_ns()
     pairs: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = [
         unique_pairs(getattr(rows_a, by), getattr(rows_b, by))
@@ -83,7 +84,7 @@ def elect(
     soon_ns = FAR_NS if longest is None else longest + REPEAT_NS
     soon = np.abs(rows_b.table.time_ns[b] - rows_a.table.time_ns[a]) <= soon_ns
     a, b = a[soon], b[soon]
-    bits, flags, conflict = evidence.weigh(rows_a.table, a, rows_b.table, b, book)
+    bits, flags, conflict = evidence.weigh(rows_a.table, a, rows_b.table, b, book, renumbered=renumbered)
     a, b, bits, flags = a[~conflict], b[~conflict], bits[~conflict], flags[~conflict]
     if not a.size:
         return Edges.empty()
