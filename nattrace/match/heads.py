@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nattrace.match import evidence
 from nattrace.match.edges import Edges, group_edges
 from nattrace.match.keys import M1, M2, mix
 from nattrace.match.outcome import Matches
 from nattrace.match.streams import same_transmission_word, stream_rows
 from nattrace.match.unique import match_unique
-from nattrace.table import FRAGMENT_OFFSET, ICMP, ICMPV6, MORE_FRAGMENTS, TCP
+from nattrace.table import FRAGMENT_OFFSET, ICMP, ICMPV6, MORE_FRAGMENTS, TCP, UDP
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,20 +59,42 @@ def match_heads(rows_a: Rows, rows_b: Rows, window_ns: int, usual: Usual, book: 
         return Matches(a[:0], b[:0], np.empty(0, np.uint16))
     heads_a, heads_b = _as_heads(rows_a, a), _as_heads(rows_b, b)
     found = match_unique(heads_a, np.arange(a.size), heads_b, np.arange(b.size), window_ns, usual, book)
+    a, b = a[found.a], b[found.b]
     # equals were compared before, and refused for a reason
-    different = rows_a.content[a[found.a]] != rows_b.content[b[found.b]]
-    return Matches(a[found.a[different]], b[found.b[different]], found.flags[different])
+    good = rows_a.content[a] != rows_b.content[b]
+    good &= _one_datagram(rows_a.table, a, rows_b.table, b, found.flags)
+    return Matches(a[good], b[good], found.flags[good])
+
+
+def _one_datagram(
+    table_a: PacketTable,
+    a: NDArray[np.int64],
+    table_b: PacketTable,
+    b: NDArray[np.int64],
+    flags: NDArray[np.uint16],
+) -> NDArray[np.bool_]:
+    """Return which pairs are more than two packets with the same first bytes, which many protocols send always.
+
+    A TCP sequence number or an identification vouches for them; else only a checksum over the whole of both.
+    """
+    vouched = (flags & np.uint16(evidence.IP_ID | evidence.TCP_SEQ)) != 0
+    cut = ((table_a.fragment[a] | table_b.fragment[b]) & np.uint16(MORE_FRAGMENTS)) != 0
+    both = table_a.residual_known[a] & table_b.residual_known[b]
+    same = table_a.residual[a] == table_b.residual[b]
+    result: NDArray[np.bool_] = np.where(cut & both, same, vouched)
+    return result
 
 
 def _as_heads(rows: Rows, chosen: NDArray[np.int64]) -> Rows:
-    """Return rows whose keys are those of their beginnings, and whose checksums speak only where both cover all.
+    """Return rows whose keys are those of their beginnings, and whose checksums speak only where they cover all.
 
-    A fragment's checksum covers its datagram; a segment's covers the segment alone.
+    A first fragment's checksum covers its datagram; a segment's covers the segment alone.
     """
     heads = rows.take(chosen)
     table = heads.table
     cut = (table.fragment & np.uint16(MORE_FRAGMENTS)) != 0
-    known = table.residual_known & (cut | ~stream_rows(table))
+    segmented = stream_rows(table) | (table.protocol == UDP)
+    known = table.residual_known & (cut | ~segmented)
     content = head_keys(table)
     exact = mix(content ^ (table.ip_id.astype(np.uint64) + np.uint64(1)) * M1)
     return replace(heads, table=replace(table, residual_known=known), content=content, exact=exact)

@@ -29,7 +29,7 @@ from nattrace.match.ties import TIE_WINDOW_NS, candidates, tied_rows
 from nattrace.match.unique import commonplace, match_renumbered
 from nattrace.match.usual import Usual
 from nattrace.match.votes import elect
-from nattrace.match.waiting import may_be_resized
+from nattrace.match.waiting import Trains, may_be_resized
 from nattrace.table import FRAGMENT_OFFSET, MORE_FRAGMENTS, TCP
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ class PairState:
     resized: list[Resized] = field(default_factory=list)
     #: matched first fragments that tell how datagrams are identified at either point, see `datagrams.Firsts`
     firsts: list[tuple[Rows, Rows]] = field(default_factory=list)
+    #: flows of either side in which UDP segmentation was seen
+    trains: tuple[Trains, Trains] = field(default_factory=lambda: (Trains(), Trains()))
     waiting_a: list[Rows] = field(default_factory=list)
     waiting_b: list[Rows] = field(default_factory=list)
     unmatched_a: list[Unmatched] = field(default_factory=list)
@@ -177,7 +179,9 @@ class PairState:
         there = [others.content[open_others], *(part.content for part in recent)]
         waits = np.isin(rows.content[left], np.concatenate(there))
         alone = np.flatnonzero(~waits)
-        waits[alone] = may_be_resized(rows, left[alone], others, np.flatnonzero(open_others), recent)
+        waits[alone] = may_be_resized(
+            rows, left[alone], others, np.flatnonzero(open_others), recent, self.trains[side]
+        )
         alone = np.flatnonzero(~waits)
         if alone.size:
             tables = [(part.table, np.arange(len(part))) for part in recent]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from nattrace.match.datagrams import match_datagrams
 from nattrace.match.pieces import Pieces
 from nattrace.match.streams import match_streams
+from nattrace.match.trains import match_trains
 
 if TYPE_CHECKING:
     from nattrace.match.datagrams import Firsts
@@ -28,4 +29,5 @@ def match_pieces(
     """
     streams = match_streams(rows_a, rows_b, lanes, usual)
     datagrams = match_datagrams(rows_a, rows_b, lanes.without(streams.a, streams.b), heads, firsts, usual)
-    return Pieces.concatenate([streams, datagrams])
+    free = lanes.without(datagrams.a, datagrams.b)
+    return Pieces.concatenate([streams, datagrams, match_trains(rows_a, rows_b, free)])

@@ -6,13 +6,16 @@ point. To wait costs memory only; whether a packet is there is decided later (`s
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nattrace.match.datagrams import datagram_ids, fragment_rows
-from nattrace.match.heads import head_keys, head_rows
+from nattrace.match.heads import HEAD_BYTES, head_keys, head_rows
+from nattrace.match.keys import flow_hash, mix
 from nattrace.match.streams import stream_rows
+from nattrace.match.trains import train_rows
 from nattrace.table import PacketTable
 
 if TYPE_CHECKING:
@@ -22,15 +25,56 @@ if TYPE_CHECKING:
 
     from nattrace.match.rows import Rows
 
+#: Flows with UDP segmentation remembered for one side: half a megabyte. Of further ones, packets that have no
+#: equal and come late in their window are taken for missing.
+_FLOWS = 65_536
+
 _SEQUENCES = np.int64(1 << 32)
 
 
+@dataclass(slots=True)
+class Trains:
+    """The flows, by direction, of one side in which a datagram began like another one of the other side."""
+
+    flows: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+
+    def wait(
+        self,
+        table: PacketTable,
+        rows: NDArray[np.int64],
+        others: Sequence[tuple[PacketTable, NDArray[np.int64]]],
+    ) -> NDArray[np.bool_]:
+        """Return which rows, whole UDP datagrams, are of such a flow; learn the flows first."""
+        own = table.take(rows)
+        keys = [np.empty(0, np.uint64)]
+        for other, chosen in others:
+            datagrams = chosen[train_rows(other)[chosen]]
+            keys.append(_beginnings(other.take(datagrams)))
+        alike = np.isin(_beginnings(own), np.concatenate(keys))
+        hashes, backward = flow_hash(own)
+        flows = mix(hashes ^ backward)
+        self.flows = np.union1d(self.flows, flows[alike])[:_FLOWS]
+        result: NDArray[np.bool_] = np.isin(flows, self.flows)
+        return result
+
+
+def _beginnings(table: PacketTable) -> NDArray[np.uint64]:
+    """Return what datagrams say at their beginning; where none of it is captured, their identification."""
+    return np.where(table.content_length >= HEAD_BYTES, head_keys(table), mix(datagram_ids(table)))
+
+
 def may_be_resized(
-    rows: Rows, left: NDArray[np.int64], others: Rows, open_others: NDArray[np.int64], waiting: Sequence[Rows]
+    rows: Rows,
+    left: NDArray[np.int64],
+    others: Rows,
+    open_others: NDArray[np.int64],
+    waiting: Sequence[Rows],
+    trains: Trains,
 ) -> NDArray[np.bool_]:
     """Return which of the rows `left` may be among the other side's packets in another size.
 
-    The other side's packets are its rows `open_others` in the window, and those that wait already.
+    The other side's packets are its rows `open_others` in the window, and those that wait already. `trains` are
+    the flows of this side that UDP segmentation was seen in; more may come to be known.
     """
     own = rows.table.take(left)
     there = [(others.table, open_others)]
@@ -45,6 +89,9 @@ def may_be_resized(
         fragments = PacketTable.concatenate([table for table in cut if len(table)])
         if len(fragments):
             result[whole] = _is_cut(own.take(whole), fragments)
+    datagrams = np.flatnonzero(~result & train_rows(own))
+    if datagrams.size:
+        result[datagrams] = trains.wait(own, datagrams, there)
     return result
 
 

@@ -10,7 +10,7 @@ import itertools
 import socket
 import struct
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +23,9 @@ ANSWER_S = 5.0
 LOSSY_ANSWER_S = 0.2
 #: UDP port of all the lab's servers unless said otherwise.
 ECHO_PORT = 7
+
+#: Socket option for datagrams that the kernel cuts as late as it can (linux/udp.h).
+UDP_SEGMENT = 103
 
 _TOKENS = itertools.count(1)
 
@@ -117,6 +120,16 @@ class UdpServer:
         self._socket.sendto(payload, peer)
         return received
 
+    def receive(self) -> tuple[bytes, Any]:
+        """Receive one datagram; return it and who sent it."""
+        return self._socket.recvfrom(65535)
+
+    def send(self, payload: bytes, peer: Any, *, segment_bytes: int = 0) -> None:
+        """Send a datagram, or one for every `segment_bytes` in one call."""
+        self._socket.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, segment_bytes)
+        self._socket.sendto(payload, peer)
+        self._socket.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 0)
+
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
@@ -143,9 +156,13 @@ class UdpClient:
         self._socket.bind((source, sport))
         self._socket.connect((server, port))
 
-    def send(self, payload: bytes) -> None:
-        """Send a datagram and wait for nothing."""
+    def send(self, payload: bytes, *, segment_bytes: int = 0) -> None:
+        """Send a datagram, or one for every `segment_bytes` in one call, and wait for nothing."""
+        if segment_bytes:
+            self._socket.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, segment_bytes)
         self._socket.send(payload)
+        if segment_bytes:
+            self._socket.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 0)
 
     def receive(self) -> bytes:
         """Receive one datagram from the server."""

@@ -171,7 +171,46 @@ def _fragmented(net: Lab, folder: Path, server: str) -> None:
             pinger.ping(0)
 
 
+def udp_segmented(folder: Path) -> Truth:
+    """UDP_SEGMENT: one large datagram on the sender's side, many on the other, both ways."""
+    with lab(clients=2, offload=True) as net:
+        rules.docker_nat(net.router)
+        _segmented_datagrams(net, folder, SERVERS[0])
+        return kernel_truth(net, folder, unique_payloads=False, resized=True)
+
+
+def udp_segmented_ipv6(folder: Path) -> Truth:
+    """The same over IPv6: nothing numbers the datagrams, their order and lengths must do."""
+    with lab(clients=2, offload=True, ipv6=True) as net:
+        rules.masquerade_v6(net.router, "fd00:17::/64")
+        _segmented_datagrams(net, folder, SERVERS_V6[0])
+        return kernel_truth(net, folder, unique_payloads=False, resized=True)
+
+
+def _segmented_datagrams(net: Lab, folder: Path, server: str) -> None:
+    """Two containers with one source port send bursts of segmented datagrams, and get such answers."""
+    for interface in ("eth0", "docker0"):
+        _offload(net.router, interface, _CUT, "tx-udp-segmentation off")
+    # what the far host sends comes whole to its own capture
+    _offload(net.internet, "eth0", _WHOLE, _ALONE)
+    udp = UdpServer(net.internet, server, 53)
+    clients = [UdpClient(client, 40000, server, 53) for client in net.clients]
+    with closing_all(udp, *clients), _far(net, folder):
+        for client in clients:
+            for size in (930, 400, 250):
+                client.send(_BYTES.randbytes(size), segment_bytes=100)
+            received = -(-930 // 100) + -(-400 // 100) + -(-250 // 100)
+            peers = [udp.receive() for _ in range(received)]
+            for size in (730, 200):
+                udp.send(_BYTES.randbytes(size), peers[0][1], segment_bytes=100)
+            for _ in range(8 + 2):
+                client.receive()
+            client.exchange(udp, _BYTES.randbytes(60), _BYTES.randbytes(60))
+
+
 SCENARIOS = (
+    udp_segmented,
+    udp_segmented_ipv6,
     fragments_reassembled,
     fragments_kept,
     fragments_smaller_outside,
