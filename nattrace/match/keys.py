@@ -63,8 +63,8 @@ def packet_keys(
     which Linux NAT keeps but which may be 0, wrap, or be rewritten by other boxes. TCP fields that the
     comparable length cuts off at some point of the analysis are left out at every point, and without
     `residuals` so are the checksums, which printed captures lack. Where the data offset is cut off
-    somewhere, no point's payload length can be compared; the length of the whole datagram stands for it. An
-    ICMPv6 echo has the keys of the same ICMP echo: a NAT64 makes one of the other.
+    somewhere, no point's payload length can be compared; the length of the whole datagram stands for it.
+    An ICMPv6 echo has the keys of the same ICMP echo: a NAT64 makes one of the other.
     """
     tcp = table.protocol == TCP
     visible = table.l4_visible
@@ -83,7 +83,7 @@ def packet_keys(
             # type, code and residual ride where TCP has its acknowledgement number
             summed = icmp & table.residual_known if residuals else np.zeros(len(table), np.bool_)
             residual = np.where(summed, table.residual, np.uint16(0)).astype(np.uint32)
-            protocol, icmp_type = _as_icmp(table)
+            protocol, icmp_type = _as_icmp(protocol, table.icmp_type)
             kind = (icmp_type.astype(np.uint32) << np.uint32(8)) | table.icmp_code
             ack = np.where(icmp, (kind << np.uint32(16)) | residual, ack)
     word |= ack
@@ -108,14 +108,14 @@ def packet_keys(
     return content, mix(exact)
 
 
-def _as_icmp(table: PacketTable) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return protocol and ICMP type with ICMPv6 echoes written as ICMP's (RFC 7915 sections 4.2 and 5.2)."""
-    six = table.protocol == ICMPV6
-    request, reply = six & (table.icmp_type == ECHO_REQUEST_V6), six & (table.icmp_type == ECHO_REPLY_V6)
-    icmp_type = np.where(
-        request, np.uint8(ECHO_REQUEST), np.where(reply, np.uint8(ECHO_REPLY), table.icmp_type)
-    )
-    return np.where(request | reply, np.uint8(ICMP), table.protocol), icmp_type
+def _as_icmp(
+    protocol: NDArray[np.uint8], icmp_type: NDArray[np.uint8]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return protocols and ICMP types with ICMPv6 echoes written as ICMP's (RFC 7915 sections 4.2 and 5.2)."""
+    six = protocol == ICMPV6
+    request, reply = six & (icmp_type == ECHO_REQUEST_V6), six & (icmp_type == ECHO_REPLY_V6)
+    kind = np.where(request, np.uint8(ECHO_REQUEST), np.where(reply, np.uint8(ECHO_REPLY), icmp_type))
+    return np.where(request | reply, np.uint8(ICMP), protocol), kind
 
 
 def commonplace_keys(table: PacketTable, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -138,12 +138,12 @@ def commonplace_keys(table: PacketTable, rows: NDArray[np.int64]) -> NDArray[np.
 def blank_echoes(table: PacketTable, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return which of the given packets are ICMP queries whose payload is all zeros or ones by its checksum.
 
-    ICMPv6 is left out: its residual holds a length and a next header as well (RFC 4443 section 2.3).
+    An ICMPv6 echo's residual is that of the same ICMP echo (see `decode`).
     """
+    protocol, icmp_type = _as_icmp(table.protocol[rows], table.icmp_type[rows])
     rest = table.residual[rows].astype(np.int64) - (table.seq[rows] & np.uint32(0xFFFF))
-    rest -= (table.icmp_type[rows].astype(np.int64) << 8) | table.icmp_code[rows]
-    v4 = table.protocol[rows] == ICMP
-    blank: NDArray[np.bool_] = (rest % 65535 == 0) & table.residual_known[rows] & v4
+    rest -= (icmp_type.astype(np.int64) << 8) | table.icmp_code[rows]
+    blank: NDArray[np.bool_] = (rest % 65535 == 0) & table.residual_known[rows] & (protocol == ICMP)
     return blank
 
 
