@@ -8,7 +8,7 @@ ambiguous. Nothing here reads files or knows what NAT is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,14 +17,14 @@ from nattrace.match.anchors import worth_waiting
 from nattrace.match.bindings import match_by_binding
 from nattrace.match.datagrams import Firsts
 from nattrace.match.edges import Edges, group_lanes, merge_edges
-from nattrace.match.heads import edges_of, match_heads
+from nattrace.match.heads import HEAD_BYTES, edges_of, match_heads
 from nattrace.match.lanes import Lanes
 from nattrace.match.outcome import ABSENT, ANSWERED, TIED, Matches, Shifts, Unmatched
 from nattrace.match.pieces import Pieces, Resized
 from nattrace.match.renumbered import Identifications
 from nattrace.match.resized import match_pieces
 from nattrace.match.rows import Rows
-from nattrace.match.shifted import match_shifted
+from nattrace.match.shifted import Shifted, match_shifted
 from nattrace.match.ties import TIE_WINDOW_NS, candidates, tied_rows
 from nattrace.match.unique import commonplace, match_renumbered
 from nattrace.match.usual import Usual
@@ -184,8 +184,8 @@ class PairState:
         )
         alone = np.flatnonzero(~waits)
         if alone.size:
-            tables = [(part.table, np.arange(len(part))) for part in recent]
-            tables.append((others.table, np.flatnonzero(open_others)))
+            tables = [(others.table, np.flatnonzero(open_others))]
+            tables += [(part.table, np.arange(len(part))) for part in recent]
             waits[alone] = worth_waiting(rows.table, left[alone], tables)
         if waits.any():
             waiter = rows.take(left[waits])
@@ -274,11 +274,15 @@ class PairState:
                 matched_a.append(rows_a.number[found.a])
                 matched_b.append(rows_b.number[found.b])
             shifted, suspects = self._resolve_shifted(rows_a, rows_b, done_a, done_b, flows_a, flows_b)
-            matched_a.append(rows_a.number[shifted.a])
-            matched_b.append(rows_b.number[shifted.b])
+            matched_a.append(rows_a.number[shifted.matches.a])
+            matched_b.append(rows_b.number[shifted.matches.b])
             open_a, open_b = np.flatnonzero(~done_a), np.flatnonzero(~done_b)
             left_a, left_b = rows_a.take(open_a), rows_b.take(open_b)
-            lanes = Lanes.of(left_a, left_b, flows_a, flows_b, edges)
+            # where numbers are shifted, equal ones are not the same bytes
+            lanes = Lanes.of(left_a, left_b, flows_a, flows_b, edges).without(
+                np.flatnonzero(np.isin(flows_a[left_a.flow], shifted.moved_a)),
+                np.flatnonzero(np.isin(flows_b[left_b.flow], shifted.moved_b)),
+            )
             heads = heads.among(open_a, open_b)
             firsts = self._firsts(flows_a, flows_b, edges)
             pieces = match_pieces(left_a, left_b, lanes, heads, firsts, self.usual).of_rows(open_a, open_b)
@@ -293,10 +297,10 @@ class PairState:
         why_a, why_b = (
             tied_rows(rows, others, renumbered=blind) for rows, others in ((rest_a, rest_b), (rest_b, rest_a))
         )
-        near_a = candidates(rest_a, rest_b, renumbered=blind) if named else None
-        near_b = candidates(rest_b, rest_a, renumbered=blind) if named else None
         for why, done, tied in ((why_a, done_a, pieces.tied_a), (why_b, done_b, pieces.tied_b)):
             why[(np.cumsum(~done) - 1)[tied]] = TIED
+        near_a = candidates(rest_a, rest_b, renumbered=blind) if named else None
+        near_b = candidates(rest_b, rest_a, renumbered=blind) if named else None
         # what agrees in too little to be matched, and in too much to be called lost
         left = ~done_a[suspects[0]] & ~done_b[suspects[1]]
         a, b = (
@@ -318,10 +322,10 @@ class PairState:
         done_b: NDArray[np.bool_],
         flows_a: NDArray[np.int64],
         flows_b: NDArray[np.int64],
-    ) -> tuple[Matches, NDArray[np.int64]]:
+    ) -> tuple[Shifted, NDArray[np.int64]]:
         """Match what a box has numbered anew; mark as done what was found, and what the box answered itself.
 
-        Returns the matches, and rows (first point's, second point's) that may be one packet all the same.
+        Returns what was found, with rows of `rows_a` and `rows_b`, and rows that may be one packet all the same.
         """
         open_a, open_b = np.flatnonzero(~done_a), np.flatnonzero(~done_b)
         edges, _ = merge_edges(self.edges, flows_a, flows_b)
@@ -334,5 +338,18 @@ class PairState:
             self.give_up(side, left.take(answered), np.full(answered.size, ANSWERED, np.uint8))
         done_a[open_a[np.concatenate([found.matches.a, found.answered_a])]] = True
         done_b[open_b[np.concatenate([found.matches.b, found.answered_b])]] = True
-        matches = Matches(open_a[found.matches.a], open_b[found.matches.b], found.matches.flags)
-        return matches, np.stack([open_a[found.suspect_a], open_b[found.suspect_b]])
+        matches = replace(found.matches, a=open_a[found.matches.a], b=open_b[found.matches.b])
+        # what says the same under other numbers must not be taken for a piece of something else
+        a, b = found.suspect_a, found.suspect_b
+        free = ~done_a[open_a[a]] & ~done_b[open_b[b]]
+        same = free & (left_a.table.content_hash[a] == left_b.table.content_hash[b])
+        same &= (left_a.table.content_length[a] >= HEAD_BYTES) & (left_a.table.payload_length[a] > 0)
+        for side, left, (rows, first), frames in (
+            (0, left_a, np.unique(a[same], return_index=True), left_b.table.frame[b[same]]),
+            (1, left_b, np.unique(b[same], return_index=True), left_a.table.frame[a[same]]),
+        ):
+            self.give_up(
+                side, left.take(rows), np.full(rows.size, TIED, np.uint8), frames[first].reshape(-1, 1)
+            )
+        done_a[open_a[a[same]]], done_b[open_b[b[same]]] = True, True
+        return replace(found, matches=matches), np.stack([open_a[a[free & ~same]], open_b[b[free & ~same]]])

@@ -35,7 +35,8 @@ _S16, _S32 = np.uint64(16), np.uint64(32)
 class Shifted:
     """What was found: matches, shifts, and the rows of either side that a proxy made or swallowed.
 
-    `suspect_a[i]` could be `suspect_b[i]`, and too little speaks for it.
+    `suspect_a[i]` could be `suspect_b[i]`, and too little speaks for it. Of `moved_a` and `moved_b`, merged flows,
+    equal numbers are not equal bytes.
     """
 
     matches: Matches
@@ -44,6 +45,8 @@ class Shifted:
     answered_b: NDArray[np.int64]
     suspect_a: NDArray[np.int64]
     suspect_b: NDArray[np.int64]
+    moved_a: NDArray[np.int64]
+    moved_b: NDArray[np.int64]
 
 
 def match_shifted(
@@ -61,9 +64,13 @@ def match_shifted(
     """
     anchors, suspects = find_anchors(rows_a, rows_b, flows_a, flows_b, edges)
     nothing = np.empty(0, np.int64)
+    # without an IP id, equal lengths and one equal number are too common to bar anything
+    moved = [anchors.moved, suspects.moved & (rows_a.table.ip_id[suspects.a] != 0)]
+    flows = [np.concatenate([getattr(each, f)[rows] for each, rows in zip((anchors, suspects), moved, strict=True)])
+             for f in ("flow_a", "flow_b")]  # fmt: skip
     if not len(anchors):
         none = Matches(nothing, nothing, np.empty(0, np.uint16))
-        return Shifted(none, None, nothing, nothing, suspects.a, suspects.b)
+        return Shifted(none, None, nothing, nothing, suspects.a, suspects.b, *flows)
     known = _Known.of(anchors, rows_b.table.time_ns[anchors.b])
     here = _Side.of(rows_a, known.lanes(flows_a[rows_a.flow], known.flow_a), known.first_a)
     there = _Side.of(rows_b, known.lanes(flows_b[rows_b.flow], known.flow_b), known.first_b)
@@ -72,8 +79,8 @@ def match_shifted(
     grown = _by_growth(here, there, known, a, b)
     every_a = here.rows[np.concatenate([a, grown.a])]
     every_b = there.rows[np.concatenate([b, grown.b])]
-    moved = np.concatenate([(forward != 0) | (backward != 0), np.ones(grown.a.size, np.bool_)])
-    flags = _flags(rows_a.table, every_a, rows_b.table, every_b, moved, book)
+    shifted = np.concatenate([(forward != 0) | (backward != 0), np.ones(grown.a.size, np.bool_)])
+    flags = _flags(rows_a.table, every_a, rows_b.table, every_b, shifted, book)
     flags[a.size :] |= np.uint16(evidence.REWRITTEN)
     return Shifted(
         Matches(every_a, every_b, flags),
@@ -82,6 +89,7 @@ def match_shifted(
         there.rows[_answered(there, known, np.concatenate([b, grown.b]))],
         suspects.a,
         suspects.b,
+        *flows,
     )
 
 
