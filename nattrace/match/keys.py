@@ -165,6 +165,9 @@ def endpoint_hash(
 def flow_hash(table: PacketTable) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
     """Return (hash, backward): one hash for both directions of a conversation, and which one it is.
 
+    Two hosts that query each other with one ICMP id (ping as PID 1 of two containers) have two conversations, as
+    conntrack has two entries: who asks makes the difference.
+
     `backward` is True where the source endpoint hashes higher than the destination endpoint: the "low"
     endpoint of a flow is the one with the smaller hash, whatever the direction of the packet.
     """
@@ -176,7 +179,20 @@ def flow_hash(table: PacketTable) -> tuple[NDArray[np.uint64], NDArray[np.bool_]
     low *= M3
     low ^= high
     low += table.protocol
+    icmp = np.flatnonzero((table.protocol == ICMP) | (table.protocol == ICMPV6))
+    if icmp.size:
+        asked_by_high = backward[icmp] ^ icmp_answer_rows(table, icmp)
+        # a host that queries itself asks from both ends at once
+        low[icmp] += (asked_by_high & (source[icmp] != target[icmp])) * M2
     return mix(low), backward
+
+
+def icmp_answer_rows(table: PacketTable, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which of the given ICMP or ICMPv6 rows answer a query (RFC 792, RFC 950, RFC 4443)."""
+    kind = table.icmp_type[rows]
+    v4 = (kind == ECHO_REPLY) | (kind == 14) | (kind == 16) | (kind == 18)
+    answers: NDArray[np.bool_] = np.where(table.protocol[rows] == ICMP, v4, kind == ECHO_REPLY_V6)
+    return answers
 
 
 def icmp_query_rows(table: PacketTable) -> NDArray[np.bool_]:

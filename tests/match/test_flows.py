@@ -61,12 +61,17 @@ class Talk:
     openers: set[End]
 
 
-def conversations(rows: list[Row]) -> dict[tuple[int, frozenset[End]], Talk]:
+#: Protocol, both ends, and for ICMP who asks.
+Who = tuple[int, frozenset[End], End | None]
+
+
+def conversations(rows: list[Row]) -> dict[Who, Talk]:
     """Return the slow twin of `group_flows`."""
-    talks: dict[tuple[int, frozenset[End]], Talk] = {}
+    talks: dict[Who, Talk] = {}
     for row in rows:
         source, target = (row["src"], row["sport"]), (row["dst"], row["dport"])
-        key = (row["protocol"], frozenset((source, target)))
+        icmp, asks = row["protocol"] in (ICMP, ICMPV6), row.get("icmp_type", 0) in (8, 13, 128)
+        key = (row["protocol"], frozenset((source, target)), (source if asks else target) if icmp else None)
         time = row["time_ns"]
         talk = talks.setdefault(key, Talk({}, time, time, source, set()))
         talk.sent[source] = talk.sent.get(source, 0) + 1
@@ -90,7 +95,9 @@ def assert_same(flows: Flows, rows: list[Row]) -> None:
     for n in range(len(flows)):
         low = (int(flows.low_address[n]), int(flows.low_port[n]))
         high = (int(flows.high_address[n]), int(flows.high_port[n]))
-        talk = expected.pop((int(flows.protocol[n]), frozenset((low, high))))
+        asker = {LOW_OPENED: low, HIGH_OPENED: high}.get(int(flows.hint[n]), low)
+        icmp = flows.protocol[n] in (ICMP, ICMPV6)
+        talk = expected.pop((int(flows.protocol[n]), frozenset((low, high)), asker if icmp else None))
         assert flows.first_ns[n] == talk.first_ns
         assert flows.last_ns[n] == talk.last_ns
         if low == high:  # a host that talks to itself from one port has no direction
@@ -154,3 +161,16 @@ def test_sorted_groups_are_the_groups_of_equal_keys(keys: list[int]) -> None:
     assert sorted(groups) == sorted(by_key.values())
     label = members(order, starts) if keys else np.empty(0, np.int64)
     assert label.tolist() == [groups.index(by_key[key]) for key in keys]
+
+
+def test_two_hosts_that_ping_each_other_with_one_id_have_two_conversations() -> None:
+    """Each is PID 1 of its container, so both use id 1; conntrack has an entry for each as well."""
+    one, other = {"src": 1, "dst": 2}, {"src": 2, "dst": 1}
+    ends = {"protocol": ICMP, "version": 4, "sport": 1, "dport": 1}
+    pings = [(one, 8), (other, 0), (other, 8), (one, 0), (one, 8), (other, 0)]
+    rows = table([each | ends | {"icmp_type": kind, "time_ns": n} for n, (each, kind) in enumerate(pings)])
+
+    flows, member = group_flows(rows, *flow_hash(rows))
+
+    assert [member[n] == member[0] for n in range(6)] == [True, True, False, False, True, True]
+    assert sorted((flows.forward + flows.backward).tolist()) == [2, 4]
