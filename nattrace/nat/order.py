@@ -31,6 +31,7 @@ class _Votes:
 
     order: NDArray[np.int64]
     sure: NDArray[np.bool_]
+    silent: NDArray[np.bool_]  #: no packet says anything; `order` is habit
 
 
 def first_is_from(
@@ -49,7 +50,12 @@ def first_is_from(
     """
     votes = []
     for ((i, j), edges), forward, bound_ns in zip(pairs, forwards, clock_bounds, strict=True):
-        votes.append(_votes(edges, forward, bound_ns, one_capture=bool(homes) and homes[i] == homes[j]))
+        vote = _votes(edges, forward, bound_ns, one_capture=bool(homes) and homes[i] == homes[j])
+        silent = np.flatnonzero(vote.silent)
+        if silent.size:
+            by_sides = _by_sides(edges.take(silent), forward[silent], flows[i], flows[j])
+            vote.order[silent] = np.where(by_sides != 0, by_sides, vote.order[silent])
+        votes.append(vote)
     if any(not vote.sure.all() for vote in votes):
         _ask_others(pairs, votes, flows)
     return [vote.order > 0 for vote in votes]
@@ -92,7 +98,29 @@ def _votes(
     if one_capture:
         # one instant for both sightings: the layer that saw the first packet of all is the earlier one
         habit = np.where(np.where(forward, edges.forward, edges.backward) > 0, 1, -1)
-    return _Votes(np.where(order == 0, habit, order).astype(np.int64), sure)
+    return _Votes(np.where(order == 0, habit, order).astype(np.int64), sure, order == 0)
+
+
+def _by_sides(edges: Edges, forward: NDArray[np.bool_], at_a: Flows, at_b: Flows) -> NDArray[np.int64]:
+    """Return the order of points that saw packets of one direction at one instant, as far as tuples tell it.
+
+    Where one endpoint is kept and one of the two tuples carries both directions, that tuple is the one on
+    the kept endpoint's side: there its packets arrive as they left. The other one is a half of the
+    translation, which bridge netfilter shows in one direction only.
+    """
+
+    def end(flows: Flows, rows: NDArray[np.int64], low: NDArray[np.bool_]) -> NDArray[np.uint64]:
+        address = np.where(low, flows.low_address[rows], flows.high_address[rows]).astype(np.uint64)
+        return address << np.uint64(16) | np.where(low, flows.low_port[rows], flows.high_port[rows])
+
+    a, b, forward_b = edges.flow_a, edges.flow_b, forward ^ edges.swap
+    same_src = end(at_a, a, forward) == end(at_b, b, forward_b)
+    same_dst = end(at_a, a, ~forward) == end(at_b, b, ~forward_b)
+    whole_a, whole_b = ((f.forward[r] > 0) & (f.backward[r] > 0) for f, r in ((at_a, a), (at_b, b)))
+    whole_first = np.where(whole_a, 1, -1)
+    known = (same_src ^ same_dst) & (whole_a ^ whole_b) & (at_a.version[a] == at_b.version[b])
+    result: NDArray[np.int64] = np.where(known, np.where(same_src, whole_first, -whole_first), 0)
+    return result
 
 
 def _ask_others(

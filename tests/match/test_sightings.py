@@ -7,18 +7,23 @@ files say: the same translations and the same pairs of packets, or fewer, never 
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
 import pytest
 
 import nattrace
+from nattrace.model import Rewrite, Sighting
 
 LAB = Path(__file__).parents[1] / "fixtures" / "lab"
 FOLDERS = sorted(LAB.iterdir())
 #: Nothing numbers these packets: no IP id, a new one at every point, or equal payloads everywhere. Alone they
 #: stay unmatched. And where all numbers are shifted, no packet is seen again as itself.
 HARDLY_TOLD = {"identical_ipv6_pings", "identical_keepalives", "fragments_ipv6", "synproxy"}
+
+#: LINKTYPE_LINUX_SLL2 in the header of a little endian pcap.
+SLL2 = b"\x14\x01"
 
 Record = tuple[int, bytes, bytes]  #: time, header, packet
 
@@ -48,11 +53,18 @@ def spoken(flow: nattrace.Flow) -> set[tuple[object, ...]]:
     return {(flow.protocol, t.nat, t.original, t.reply) for t in flow.translations}
 
 
+def said(sighting: Sighting) -> Sighting:
+    """Return what a packet says of itself wherever it is seen."""
+    return replace(sighting, point="", frame=0, time=None, ttl=None)
+
+
 @pytest.mark.parametrize("folder", FOLDERS, ids=[folder.name for folder in FOLDERS])
 def test_points_merged_into_one_file_say_what_they_say_apart(folder: Path) -> None:
     paths = sorted(folder.glob("*.pcap"))
     if any(path.read_bytes()[:4] != b"\x4d\x3c\xb2\xa1" for path in paths):
         pytest.fail(f"{folder.name} is not in nanoseconds")
+    if any(path.read_bytes()[20:22] == SLL2 for path in paths):
+        pytest.skip("each interface of an SLL2 file stays a point of its own")
     apart = nattrace.analyze(*paths)
     merged, origin = [], []
     for path in paths:
@@ -68,8 +80,14 @@ def test_points_merged_into_one_file_say_what_they_say_apart(folder: Path) -> No
     if folder.name not in HARDLY_TOLD:
         assert told == expected
 
+    pairs: set[tuple[object, object]]
+    shown: set[tuple[object, object]]
     pairs = {((r.before.point, r.before.frame), (r.after.point, r.after.frame)) for r in apart.rewrites}
     shown = {(origin[order[r.before.frame - 1]], origin[order[r.after.frame - 1]]) for r in together.rewrites}
+    if any(isinstance(row, Rewrite) and not row.changed for row in apart.rewrites.all()):
+        # what several points show alike is told once, at whichever was first: compare packets, not places
+        pairs = {(said(r.before), said(r.after)) for r in apart.rewrites}
+        shown = {(said(r.before), said(r.after)) for r in together.rewrites}
     assert shown <= pairs
     assert sum(c.lost for flow in together.flows for c in flow.crossings) <= sum(
         c.lost for flow in apart.flows for c in flow.crossings

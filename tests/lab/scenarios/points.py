@@ -194,7 +194,7 @@ def redirect_seen_at_the_bridge(folder: Path) -> Truth:
             for point in ("veth1", "docker0", "eth0"):
                 recording.capture(net.router, point)
             connection = TcpConnection(net.clients[0], 41000, proxy, (SERVERS[0], 80))
-            for _ in range(2):
+            for _ in range(4):
                 client.exchange(resolver, token(), token())
                 connection.exchange(token(60), token(90))
             connection.close()
