@@ -131,7 +131,7 @@ def _sightings(
     """Return where each error about an entry's packets was seen, in the order of the hop's points."""
     found: dict[tuple[object, ...], list[tuple[str, SeenError]]] = defaultdict(list)
     for name in hop.chain:
-        for error in points[name]:
+        for error in points.get(name, ()):
             if error.quoted_protocol == protocol and error.quoted in states:
                 assert error.dst == error.quoted.src, error
                 seen = found[error.fixed]
