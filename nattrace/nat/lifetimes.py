@@ -47,7 +47,7 @@ class _Runs:
         new = np.ones(lane.size, np.bool_)
         new[1:] = (lane[1:] != lane[:-1]) | (piece[1:] != piece[:-1])
         start = np.flatnonzero(new)
-        stop = np.append(start[1:], lane.size) - 1
+        stop = np.append(start[1:], lane.size)[: start.size] - 1
         return cls(lane[start], time_ns[start], time_ns[stop], piece[start])
 
     def at(self, lane: NDArray[np.int64], time_ns: NDArray[np.int64]) -> NDArray[np.int64]:

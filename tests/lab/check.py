@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import replace
-from itertools import combinations, pairwise
+from itertools import combinations_with_replacement, pairwise
 from typing import TYPE_CHECKING, Any
 
 from lab import oracle, pieces
@@ -65,7 +65,7 @@ def check_translations(report: Any, truth: Truth, points: Points) -> None:
             said[frozenset(way)].append((binding, way))
     for hop in truth.hops:
         name = "-".join(hop.chain)
-        pairs = {frozenset(pair) for pair in combinations(hop.chain, 2)}
+        pairs = _places(hop)
         shown = Counter(each for pair in pairs for each in said[pair])
         twice = [way for way, count in shown.items() if count > 1 and _overlap(report, *way)]
         assert not twice, f"{name}: translations shown more than once: {twice}"
@@ -87,7 +87,7 @@ def check_translations(report: Any, truth: Truth, points: Points) -> None:
             if binding not in bindings and not any(both <= bindings for both in _cuts(entry))
         }
         assert truth.tied or not missing, f"{name}: kernel entries without a translation: {missing}"
-    neighbours = {frozenset(pair) for hop in truth.hops for pair in combinations(hop.chain, 2)}
+    neighbours = {pair for hop in truth.hops for pair in _places(hop)}
     strangers = [pair for pair, each in said.items() if each and pair not in neighbours]
     assert not strangers, f"translations between points that have none: {strangers}"
 
@@ -303,6 +303,11 @@ def _seen_entries(truth: Truth, hop: Hop, points: Points) -> list[Entry]:
 
 def _binding(entry: Entry) -> Binding:
     return entry.protocol, _without_type(entry.original), _without_type(entry.reply)
+
+
+def _places(hop: Hop) -> set[frozenset[str]]:
+    """Return between which points a hop may show a translation; one alone where packets pass it twice."""
+    return {frozenset(pair) for pair in combinations_with_replacement(hop.chain, 2)}
 
 
 def _overlap(report: Any, binding: Binding, way: tuple[str, str]) -> bool:

@@ -187,7 +187,9 @@ def _sightings(
             kept = _kept(packet, hop.keeps) if same and packet.addressing in states else None
             if kept is not None:
                 seen = found[kept]
-                if seen and seen[-1][0] == name:
+                if any((name, packet.addressing) == (each, other.addressing) for each, other in seen):
+                    if hop.repeats:
+                        continue
                     raise UndecidableError(f"{name}: {seen[-1][1]} and {packet}")
                 seen.append((name, packet))
     return list(found.values())
@@ -197,9 +199,13 @@ def _changes(
     sightings: list[tuple[str, Seen]], states: list[Addressing], direction: Direction, keeps: str
 ) -> set[ExpectedRow]:
     """Return one packet's rows; it travels from the end where NAT has done less."""
-    stages = [states.index(packet.addressing) for _, packet in sightings]
-    if stages[0] > stages[-1]:
-        sightings.reverse()
+    stage = {id(packet): states.index(packet.addressing) for _, packet in sightings}
+    names = list(dict.fromkeys(name for name, _ in sightings))
+    ends = [[stage[id(packet)] for name, packet in sightings if name == end] for end in (names[0], names[-1])]
+    if (min(ends[0]), max(ends[0])) > (min(ends[1]), max(ends[1])):
+        names.reverse()
+    # a point that the packet passes twice shows it before and after
+    sightings = sorted(sightings, key=lambda each: (names.index(each[0]), stage[id(each[1])]))
     rows = set()
     for (here, first), (there, second) in pairwise(sightings):
         # a translator between IP versions is a router of its own, behind the kernel's

@@ -281,6 +281,11 @@ def _bridge(router: Namespace, containers: list[Namespace], *, ipv6: bool, offlo
             container.route("default", BRIDGE_V6)
 
 
+def hairpin_mode(router: Namespace, port: str) -> None:
+    """Let a bridge port send packets back where they came from, as Docker does without its proxy."""
+    router.run(f"bridge link set dev {port} hairpin on")
+
+
 def macvlan(router: Namespace, parent: str, container: Namespace, address: str, gateway: str) -> None:
     """Give a container a macvlan interface mv0 on the router's uplink, and its default route by it."""
     with router.netlink() as ip:

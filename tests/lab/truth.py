@@ -90,11 +90,14 @@ class Hop:
     entries: tuple[Entry, ...]
     keeps: str = "all"  #: what of a packet the box leaves alone, see `oracle.KEPT`
     via: tuple[str, ...] = ()  #: further points of the same host between the two, in order from `inner`
+    repeats: bool = (
+        False  #: whether a point shows one packet several times unchanged; the first is then meant
+    )
 
     @property
     def chain(self) -> tuple[str, ...]:
-        """All points of the hop, from the inside to the outside."""
-        return (self.inner, *self.via, self.outer)
+        """All points of the hop, from the inside to the outside; one that is on both sides stands once."""
+        return tuple(dict.fromkeys((self.inner, *self.via, self.outer)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -201,6 +201,45 @@ def redirect_seen_at_the_bridge(folder: Path) -> Truth:
         return _truth(folder, ("veth1", "docker0"))
 
 
+def hairpin(folder: Path) -> Truth:
+    """A container reaches another one, and itself, by the host's published port: docker0 shows both sides."""
+    with lab(clients=2, bridge_netfilter=False) as net:
+        topology.hairpin_mode(net.router, "veth2")
+        rules.dnat(net.router, UPLINK, "tcp", 8080, f"{client_address(2)}:80")
+        rules.dnat(net.router, UPLINK, "udp", 5353, f"{client_address(2)}:53")
+        rules.masquerade(net.router, "docker0")
+        rules.docker_masquerade(net.router, "172.17.0.0/16", "docker0")
+        web, dns = TcpServer(net.clients[1], client_address(2), 80), UdpServer(net.clients[1], "", 53)
+        udp = UdpServer(net.internet, SERVERS[0], 53)
+        clients = [UdpClient(client, 40000, UPLINK, 5353) for client in net.clients]
+        out = UdpClient(net.clients[0], 40001, SERVERS[0], 53)
+        inward = UdpClient(net.internet, 40002, UPLINK, 5353)
+        with closing_all(web, dns, udp, out, inward, *clients), Recording.into(folder) as recording:
+            recording.conntrack(net.router, _CONNTRACK)
+            for point in ("docker0", "eth0"):
+                recording.capture(net.router, point)
+            connections = [TcpConnection(client, 41000, web, (UPLINK, 8080)) for client in net.clients]
+            for _ in range(4):
+                for client in (*clients, inward):
+                    client.exchange(dns, token(), token())
+                out.exchange(udp, token(), token())
+                for connection in connections:
+                    connection.exchange(token(60), token(90))
+            for connection in connections:
+                connection.close()
+        return _truth(folder, ("docker0", "eth0"))
+
+
+def any_cooked(folder: Path) -> Truth:
+    """One capture of all interfaces with SLL headers, which do not number them: all sightings at one point."""
+    with lab(clients=2, bridge_netfilter=False) as net:
+        _out_and_in(
+            net, folder, lambda recording: recording.capture(net.router, "any", link_type="LINUX_SLL")
+        )
+        entries = tuple(parse_conntrack((folder / _CONNTRACK).read_text()))
+        return Truth((Hop("any", "any", _CONNTRACK, entries, repeats=True),), unique_payloads=True)
+
+
 def _needs_bridge_netfilter() -> None:
     if not topology.BRIDGE_NETFILTER.exists():
         raise NotHereError("kernel has no br_netfilter")
@@ -214,4 +253,6 @@ SCENARIOS = (
     two_networks,
     macvlan,
     redirect_seen_at_the_bridge,
+    hairpin,
+    any_cooked,
 )
