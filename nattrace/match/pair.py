@@ -205,6 +205,11 @@ class PairState:
         """Record packets that stay unmatched, with the frames of their candidates where they have some."""
         if not len(rows):
             return
+        if self.on_unmatched is not None:
+            self.on_unmatched(side, rows, near)
+        if not self.edge_count:
+            # between points that share nothing, as tunnels and what they carry, absence says nothing
+            rows, reason = rows.take(reason != ABSENT), reason[reason != ABSENT]
         table = rows.table
         tcp = table.protocol == TCP
         record = Unmatched(
@@ -219,8 +224,6 @@ class PairState:
             fragment=(table.fragment & np.uint16(MORE_FRAGMENTS | FRAGMENT_OFFSET)) != 0,
         )
         (self.unmatched_a if side == 0 else self.unmatched_b).append(record)
-        if self.on_unmatched is not None:
-            self.on_unmatched(side, rows, near)
 
     def resolve(
         self, flows_a: NDArray[np.int64], flows_b: NDArray[np.int64]
