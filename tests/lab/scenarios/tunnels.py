@@ -57,6 +57,11 @@ def overlay_gre(folder: Path) -> Truth:
     return _overlay(KINDS["gre"], folder)
 
 
+def overlay_unwrapped(folder: Path) -> Truth:
+    """VXLAN between two hosts, and its device at the second one: plain, wrapped, unwrapped, masqueraded."""
+    return _overlay(KINDS["vxlan"], folder, with_device=True)
+
+
 def _masqueraded_into(kind: Kind, folder: Path, *, with_device: bool = False) -> Truth:
     v6 = kind.version == 6
     server = SERVERS_V6[0] if v6 else SERVERS[0]
@@ -80,7 +85,7 @@ def _masqueraded_into(kind: Kind, folder: Path, *, with_device: bool = False) ->
         return kernel_truth(net, folder)
 
 
-def _overlay(kind: Kind, folder: Path) -> Truth:
+def _overlay(kind: Kind, folder: Path, *, with_device: bool = False) -> Truth:
     with lab(clients=2, hops=2) as net:
         ends = ((net.router, MIDDLE_NEAR), (net.outer_router, MIDDLE_FAR))
         with tunnel(kind, ends):
@@ -88,7 +93,11 @@ def _overlay(kind: Kind, folder: Path) -> Truth:
             net.outer_router.run(f"ip route add 172.17.0.0/16 dev {DEVICE} via 10.200.0.1")
             rules.masquerade(net.outer_router, "eth0")
             net.router.run(f"ping -c 1 -W 5 {FAR}")
-            with recorded(net, folder):
+            if with_device:
+                net.hops[1] = (net.outer_router, DEVICE, "eth0")
+            with recorded(net, folder) as recording:
+                if with_device:
+                    recording.capture(net.outer_router, DEVICE)
                 _talk(net, SERVERS[0])
         return kernel_truth(net, folder)
 
@@ -124,4 +133,5 @@ SCENARIOS = (
     tunnel_6in4,
     overlay_vxlan,
     overlay_gre,
+    overlay_unwrapped,
 )
