@@ -38,12 +38,16 @@ _PIECE_FLAGS = FIN | PSH | CWR
 _FLOOR_NS = 10_000
 #: With identifications that agree, a piece may be this late: see REACH_NS.
 _VOUCHED_NS = 30_000_000_000
-_FLAGS_END, _WINDOW_END = 14, 16
+_DATA_OFFSET_END, _FLAGS_END, _WINDOW_END = 13, 14, 16
 
 
 def stream_rows(table: PacketTable) -> NDArray[np.bool_]:
-    """Return which packets carry TCP data that can be cut and merged."""
+    """Return which packets carry TCP data that can be cut and merged.
+
+    Where the data offset was cut off, options would pass for data: no row then.
+    """
     rows: NDArray[np.bool_] = (table.protocol == TCP) & (table.payload_length > 0)
+    rows &= table.l4_visible >= _DATA_OFFSET_END
     rows &= (table.fragment & np.uint16(FRAGMENT_OFFSET | MORE_FRAGMENTS)) == 0
     return rows
 
