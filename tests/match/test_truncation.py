@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from nattrace import Report
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
-RECORDED = [*sorted((FIXTURES / "lab").iterdir()), FIXTURES / "docker-ping"]
+#: Packets in tunnels need more bytes, and where they are cut off crossings pass their point by: lab/test_tunnels.
+TUNNELS = ("tunnel_", "overlay_")
+RECORDED = [path for path in sorted((FIXTURES / "lab").iterdir()) if not path.name.startswith(TUNNELS)]
+RECORDED.append(FIXTURES / "docker-ping")
 #: From the ports and the TCP sequence number of IPv4 alone (42) on, in and between the fields of what follows.
 SNAPLENS = (42, 46, 47, 48, 54, 58, 62, 66, 74, 82, 94)
 #: Ethernet, IPv6 and a TCP header with timestamps, and 8 bytes of what an ICMP echo carries.
