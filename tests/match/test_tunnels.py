@@ -225,3 +225,22 @@ def test_a_capture_of_nothing_but_nested_headers_costs_little(tmp_path: Path) ->
 
     check_accounting(report)
     assert report.accounting.packets == 6000
+
+
+def test_two_clocks_an_hour_apart_cost_no_match_in_a_tunnel(tmp_path: Path) -> None:
+    truth = simulate(tmp_path, Traffic(flows=12, packets_per_flow=20, protocols=("tcp",)))
+    outside = truth.paths["outside"]
+    wrap(outside, WRAPS["vxlan"][0])
+    data = bytearray(outside.read_bytes())
+    at = 24
+    while at < len(data):
+        seconds, _, size, _ = struct.unpack_from("<IIII", data, at)
+        struct.pack_into("<I", data, at, seconds + 3600)
+        at += 16 + size
+    outside.write_bytes(data)
+
+    report = analyze(*truth.sources)
+
+    check(report, truth)
+    offsets = {point.name: point.clock.offset_ns for point in report.points}
+    assert abs(offsets["outside"] - offsets["inside"]) == pytest.approx(3600 * 10**9, abs=10**7)
