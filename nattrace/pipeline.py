@@ -65,7 +65,7 @@ def analyze(
     parsed = parse_sources(sources)
     bookmark = Bookmark(parsed)
     read = _read(parsed, dissector, progress, keep_rows=rows)
-    clocks = read.intake.compare_clocks(read.matcher, read.reference)
+    clocks = read.intake.compare_clocks(read.matcher, read.names)
     uncorrected: list[str] = []
     if clocks is not None and any(clocks.corrections):
         if bookmark.rewind():
@@ -87,11 +87,6 @@ class _Read:
     corrected: Corrected | None
     layers: list[LayerInfo]
     names: list[str]
-
-    @property
-    def reference(self) -> int:
-        """The layer whose clock all others are compared with: that of the point with the smallest name."""
-        return self.names.index(min(self.names))
 
 
 def _read(
@@ -163,7 +158,7 @@ def _report(read: _Read, clocks: Clocks | None, uncorrected: Sequence[str]) -> R
         read.spool.add_errors(found.errors)
     errors = (found.errors, found.conversations.hops, names, book) if found.errors is not None else None
     points = tuple(
-        _point(infos[n], names[n], _clock(min(names), clocks, capture[n]))
+        _point(infos[n], names[n], _clock(names, clocks, capture, capture[n]))
         for n, each in enumerate(layers)
         if each.home == n
     )
@@ -217,13 +212,15 @@ def _keep_rows(matcher: Matcher, spool: Spool) -> None:
     matcher.on_lonely = lambda point, rows: spool.add_unmatched(point, point, rows, None)
 
 
-def _clock(reference: str, clocks: Clocks | None, capture: int) -> Clock:
-    """Return what is known of a capture's clock."""
+def _clock(names: Sequence[str], clocks: Clocks | None, captures: Sequence[int], capture: int) -> Clock:
+    """Return what is known of a capture's clock; `captures` says which one each name belongs to."""
     if clocks is None:
-        return Clock(reference)
+        return Clock(min(names))
+    measure = clocks.reference[capture]
+    reference = min(name for name, of in zip(names, captures, strict=True) if of == measure)
     correction = clocks.corrections[capture]
     if correction is None:
-        return Clock(reference, bound_ns=0 if clocks.known[capture] else None)
+        return Clock(reference)
     first, *others = correction.lines
     return Clock(
         reference=reference,

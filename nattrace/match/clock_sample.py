@@ -25,11 +25,14 @@ if TYPE_CHECKING:
 
 #: Packets kept of all captures together (50 bytes each), and of each of them at most and at least.
 TOTAL_KEPT = 2**20
-MOST_KEPT = 2**15
+MOST_KEPT = 2**13
 FEWEST_KEPT = 2**11
 
 #: Record header, Ethernet, IPv4 and UDP: no useful packet takes less room in a file that is not compressed.
 _SMALLEST_RECORD_BYTES = 58
+
+#: No packet is later than this (in the year 2116; pcap itself ends in 2106): differences then fit 64 bits.
+LAST_NS = 2**62
 
 #: A payload of this many bytes may be one of its kind, see `evidence`.
 _TELLING_BYTES = 8
@@ -83,7 +86,8 @@ class Sample:
     def add(self, point: int, rows: Rows, flows: Flows) -> None:
         """Take in freshly prepared packets of a point; `rows.flow` are indices into `flows`."""
         chosen = np.flatnonzero((rows.exact & self._mask()) == 0)
-        chosen = chosen[rows.table.time_ns[chosen] != 0]  # simple packet blocks have no time
+        time_ns = rows.table.time_ns[chosen]
+        chosen = chosen[(time_ns > 0) & (time_ns < LAST_NS)]  # simple packet blocks have no time
         if not chosen.size:
             return
         part = _packets(point, rows, flows, chosen)

@@ -1,54 +1,43 @@
 """Clocks: which captures were taken on one clock, and how far apart the others are.
 
 Works on the samples of all captures (see `clock_sample`) after they have been read once. Two captures share a clock
-as long as nothing contradicts it: packets of both directions are then seen in the order in which they passed.
-Otherwise lines are fitted (see `clock`) along the shortest chain to the reference. An offset is believed only
-when many packets with numbers of their own agree on it; this module never pairs packets for the report.
+as long as nothing contradicts it (see `clock_pairs`). Otherwise lines are fitted (see `clock`) along the shortest
+chain to the reference. An offset is believed only when many packets with numbers of their own agree on it; this
+module never pairs packets for the report.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nattrace.match import evidence
-from nattrace.match.clock import MIN_PIECE, MIN_SIDE, Bounds, Line, Piece, fit
-from nattrace.match.clock_sample import Sampled, distinct, shared
-from nattrace.match.keys import M1, mix
-from nattrace.match.unique import FAR_NS
+from nattrace.match.clock import Piece, fit
+from nattrace.match.clock_line import MIN_SIDE, Bounds, Line
+from nattrace.match.clock_pairs import MIN_KEYS, CapturePair, contradicts, pairs_of
+from nattrace.match.clock_sample import Sampled, distinct
 from nattrace.match.windows import REACH_NS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from nattrace.match.clock_sample import Sample, Shared
-
-#: Packets with numbers of their own that must agree before an offset is believed.
-MIN_KEYS = 8
+    from nattrace.match.clock_pairs import Matched
+    from nattrace.match.clock_sample import Sample
 
 #: Share of the packets in common that must agree.
 MIN_SHARE = 0.5
-
-#: Timestamps of one host never contradict their order by more (processors' clocks, timestamps of drivers).
-SAME_CLOCK_NS = 10_000
-
-#: Share of packets that may contradict that two captures share a clock: wrong pairs.
-_STRAY_SHARE = 0.01
 
 #: Bits of agreement (see `evidence`) of a TCP connection's two random initial sequence numbers (RFC 6528), of one
 #: direction's IP identifications, which may be a counter that any run starts at random, and of each
 #: identification that does not follow from the one before.
 _BITS_CONNECTION, _BITS_COUNTER, _BITS_JUMP, _BITS_LANE = 48, 16, 8, 24
 
-#: Two packets of one conversation are compared for causality when clocks cannot run apart by much in between.
-_RUN_APART = 2e-4
-
-#: Pairs of captures that are compared: those with most packets in common.
-_MOST_PAIRS = 512
+#: A host's counter of identifications may be this much further than the packets that a point saw.
+_COUNTED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,44 +73,29 @@ class Correction:
 class Clocks:
     """What is known of the clocks of all captures; lists are by capture."""
 
-    reference: int
-    corrections: tuple[Correction | None, ...]  #: None: the reference's clock, or not known
+    reference: tuple[int, ...]  #: the capture whose clock is the measure: one for all that a chain connects
+    corrections: tuple[Correction | None, ...]  #: None: the reference's clock
     bounds_ns: tuple[int | None, ...]  #: error of the correction; None: unknown
-    known: tuple[bool, ...]  #: False: this clock contradicts the others, and no line was found
     group: tuple[int, ...]  #: captures of one clock have one number
+    #: references whose clocks contradict each other although no line was found
+    apart: frozenset[frozenset[int]]
 
     def between(self, first: int, second: int) -> int | None:
         """Return how wrong the difference of two corrected times of two captures may be; None: unknown."""
         if self.group[first] == self.group[second]:
             return 0
-        if not (self.known[first] and self.known[second]):
-            return None
+        references = frozenset((self.reference[first], self.reference[second]))
+        if len(references) == 2:
+            return None if references in self.apart else 0
         one, other = self.bounds_ns[first], self.bounds_ns[second]
         return None if one is None or other is None else one + other
 
 
-#: Says which packets of a point were matched at another point: (point, other point, packet numbers) -> bool array.
-Matched: TypeAlias = "Callable[[int, int, NDArray[np.int64]], NDArray[np.bool_]]"
-
-
-@dataclass(slots=True)
-class _Pair:
-    """Packets that two captures share, in the order in which they were sent."""
-
-    first: Sampled  #: same rows as `second`
-    second: Sampled
-    side: NDArray[np.int8]  #: 1: passed the first capture first, -1: the second, 0: not known
-    lane: NDArray[np.uint64]  #: one number for each conversation and direction
-
-    @property
-    def delta_ns(self) -> NDArray[np.int64]:
-        return self.second.time_ns - self.first.time_ns
-
-
-def compare(samples: Sequence[Sample], reference: int, matched: Matched) -> Clocks | None:
+def compare(samples: Sequence[Sample], order: Sequence[int], matched: Matched) -> Clocks | None:
     """Return the clocks of the captures; None when nothing speaks against all of them being one.
 
-    Packets without a number of their own count only where matching found them at both captures.
+    The reference is the first capture in `order` of those that packets connect. Packets without a number of their
+    own count only where matching found them at both captures.
     """
     bits = max(sample.bits for sample in samples)
     kept = []
@@ -130,12 +104,11 @@ def compare(samples: Sequence[Sample], reference: int, matched: Matched) -> Cloc
         packets = sample.packets()
         kept.append(None if packets is None else packets.take(distinct(packets)))
     tick_ns = max((_tick_ns(each.time_ns) for each in kept if each is not None), default=0)
-    pairs = _pairs(kept, matched)
-    apart = {key for key, pair in pairs.items() if _contradicts(pair, tick_ns)}
+    pairs = pairs_of(kept, matched)
+    apart = {key for key, pair in pairs.items() if contradicts(pair, tick_ns)}
     if not apart:
         return None
-    group = _groups(len(samples), pairs, apart)
-    return _place(group, reference, pairs, tick_ns)
+    return _place(_groups(len(samples), pairs, apart), order, pairs, apart, tick_ns)
 
 
 def _tick_ns(time_ns: NDArray[np.int64]) -> int:
@@ -143,138 +116,9 @@ def _tick_ns(time_ns: NDArray[np.int64]) -> int:
     return next((size for size in (10**9, 10**6, 10**3) if not (time_ns % size).any()), 0)
 
 
-# -- pairs of captures ------------------------------------------------------------------------------------
-
-
-def _pairs(kept: Sequence[Sampled | None], matched: Matched) -> dict[tuple[int, int], _Pair]:
-    """Return the pairs of captures that have enough packets in common."""
-    found: dict[tuple[int, int], _Pair] = {}
-    for i, j in _in_common(kept):
-        first, second = kept[i], kept[j]
-        assert first is not None
-        assert second is not None
-        both = shared(first, second)
-        pair = _in_order(first, second, _believable(first, second, both, matched))
-        if len(pair.first) >= MIN_KEYS:
-            found[i, j] = pair
-    return found
-
-
-def _in_common(kept: Sequence[Sampled | None]) -> list[tuple[int, int]]:
-    """Return the pairs of captures with at least MIN_KEYS keys in common, at most _MOST_PAIRS of them."""
-    keys = [np.empty(0, np.uint64) if each is None else np.unique(each.key) for each in kept]
-    present = [n for n, each in enumerate(keys) if each.size]
-    if len(present) < 2:
-        return []
-    merged = np.concatenate([keys[n] for n in present])
-    owner = np.repeat(np.array(present), [keys[n].size for n in present])
-    order = np.lexsort((owner, merged))
-    merged, owner = merged[order], owner[order]
-    total = len(kept)
-    counts = np.zeros(0, np.int64)
-    codes = np.zeros(0, np.int64)
-    # a packet that many captures share links each of them with the next few, which is enough for a chain
-    for step in range(1, min(len(present), 16)):
-        same = merged[step:] == merged[:-step]
-        if not same.any():
-            break
-        code, count = np.unique(owner[:-step][same] * total + owner[step:][same], return_counts=True)
-        codes, place = np.unique(np.concatenate([codes, code]), return_inverse=True)
-        counts = np.bincount(place.reshape(-1), np.concatenate([counts, count]), codes.size).astype(np.int64)
-    best = np.argsort(-counts, kind="stable")[:_MOST_PAIRS]
-    return sorted(divmod(int(codes[n]), total) for n in best if counts[n] >= MIN_KEYS)
-
-
-def _believable(
-    first: Sampled, second: Sampled, both: Shared, matched: Matched
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the shared packets without those that neither have a number of their own nor were matched."""
-    sure = first.strong[both.a] & second.strong[both.b]
-    weak = np.flatnonzero(~sure)
-    if weak.size:
-        codes = first.point[both.a[weak]] << 32 | second.point[both.b[weak]]
-        for code in np.unique(codes).tolist():
-            rows = weak[codes == code]
-            p, q = code >> 32, code & 0xFFFFFFFF
-            sure[rows] = matched(p, q, first.number[both.a[rows]])
-            sure[rows] &= matched(q, p, second.number[both.b[rows]])
-    return both.a[sure], both.b[sure]
-
-
-def _steady(packets: Sampled) -> NDArray[np.int64]:
-    """Return for each row the latest reading up to its frame: time that never runs backwards."""
-    order = np.argsort(packets.frame, kind="stable")
-    steady = np.empty(len(packets), np.int64)
-    steady[order] = np.maximum.accumulate(packets.time_ns[order])
-    return steady
-
-
-def _in_order(first: Sampled, second: Sampled, rows: tuple[NDArray[np.int64], NDArray[np.int64]]) -> _Pair:
-    a, b = rows
-    order = np.lexsort((second.frame[b], first.frame[a], _steady(second)[b], _steady(first)[a]))
-    one, other = first.take(a[order]), second.take(b[order])
-    points = one.point.astype(np.uint64) << np.uint64(32) | other.point.astype(np.uint64)
-    lane = mix(one.flow ^ (points + np.uint64(1)) * M1)
-    return _Pair(one, other, _sides(one, other, lane), lane ^ one.backward)
-
-
-def _sides(first: Sampled, second: Sampled, flow: NDArray[np.uint64]) -> NDArray[np.int8]:
-    """Return for each packet which capture it passed first: 1, -1, or 0 where nothing tells.
-
-    Inside a conversation, the two directions tell: a request is seen later where it comes to, a reply earlier,
-    and their difference is the time on the way, whatever the clocks. The TTL, which falls, tells where that
-    does not, unless it is found to rise: routers may set it.
-    """
-    if not flow.size:
-        return np.zeros(0, np.int8)
-    _, member = np.unique(flow, return_inverse=True)
-    member = member.reshape(-1)
-    total = int(member.max()) + 1
-    turned = np.where(first.backward, -1, 1)
-    drop = (first.ttl.astype(np.int64) - second.ttl) * turned
-    by_ttl = np.sign(np.bincount(member, drop, total))
-
-    order = np.argsort(member, kind="stable")
-    here, there = order[:-1], order[1:]
-    facing = (member[here] == member[there]) & (first.backward[here] != first.backward[there])
-    here, there = here[facing], there[facing]
-    delta = second.time_ns - first.time_ns
-    on_way = (delta[here] - delta[there]) * turned[here]
-    between = np.abs(first.time_ns[here] - first.time_ns[there])
-    clear = np.abs(on_way) > _RUN_APART * between
-    votes = np.bincount(member[here[clear]], np.sign(on_way[clear]), total)
-    count = np.bincount(member[here[clear]], minlength=total)
-    by_time = np.where(np.abs(votes) >= 0.8 * np.maximum(count, 1), np.sign(votes), 0)
-
-    both = (by_time != 0) & (by_ttl != 0)
-    if 2 * (by_time[both] != by_ttl[both]).sum() > both.sum():
-        by_ttl = np.zeros_like(by_ttl)
-    way = np.where(by_time != 0, by_time, by_ttl)
-    return (way[member] * turned).astype(np.int8)
-
-
-def _contradicts(pair: _Pair, tick_ns: int) -> bool:
-    """Say whether two captures cannot have been taken on one clock."""
-    delta = pair.delta_ns
-    strays = delta * pair.side < -(SAME_CLOCK_NS + tick_ns)
-    strays |= np.abs(delta) > REACH_NS
-    upper, lower = int((pair.side > 0).sum()), int((pair.side < 0).sum())
-    if min(upper, lower) < MIN_SIDE and int(np.abs(delta).min()) > FAR_NS:
-        # all went one way, and the quickest of them took longer than any queue holds all packets
-        strays |= True
-    count = int(strays.sum())
-    if count < MIN_SIDE:
-        return False
-    if count > _STRAY_SHARE * strays.size:
-        return True
-    together = np.convolve(strays[pair.side != 0], np.ones(MIN_PIECE), "valid")
-    return bool(together.size and together.max() >= MIN_PIECE // 2)
-
-
-# -- groups of captures -----------------------------------------------------------------------------------
-
-
-def _groups(captures: int, pairs: dict[tuple[int, int], _Pair], apart: set[tuple[int, int]]) -> list[int]:
+def _groups(
+    captures: int, pairs: dict[tuple[int, int], CapturePair], apart: set[tuple[int, int]]
+) -> list[int]:
     """Return one number for each capture, the same for captures of one clock.
 
     The pairs with least room for an offset are joined first: neighbours on one host are closest.
@@ -297,21 +141,47 @@ def _groups(captures: int, pairs: dict[tuple[int, int], _Pair], apart: set[tuple
 
 @dataclass(slots=True)
 class _Placed:
-    """A group whose way to the reference clock is known."""
+    """A group whose way to a reference clock is known."""
 
+    reference: int  #: capture
     bound_ns: int | None
     corrections: dict[int, Correction] = field(default_factory=dict)  #: by capture; none for the reference
 
 
-def _place(group: list[int], reference: int, pairs: dict[tuple[int, int], _Pair], tick_ns: int) -> Clocks:
-    """Fit every group against one that is placed already, the one with the smallest error first."""
-    placed = {group[reference]: _Placed(0)}
-    linked = {frozenset((group[i], group[j])) for i, j in pairs}
+def _place(
+    group: list[int],
+    order: Sequence[int],
+    pairs: dict[tuple[int, int], CapturePair],
+    apart: set[tuple[int, int]],
+    tick_ns: int,
+) -> Clocks:
+    """Give every group its way to a reference: the first capture in `order` that is not on any way yet."""
+    placed: dict[int, _Placed] = {}
+    for capture in order:
+        if group[capture] not in placed:
+            placed[group[capture]] = _Placed(capture, 0)
+            _extend(placed, group, pairs, tick_ns)
+    reference = tuple(placed[g].reference for g in group)
+    return Clocks(
+        reference=reference,
+        corrections=tuple(placed[g].corrections.get(n) for n, g in enumerate(group)),
+        bounds_ns=tuple(placed[g].bound_ns for g in group),
+        group=tuple(group),
+        apart=frozenset(frozenset((reference[i], reference[j])) for i, j in apart),
+    )
+
+
+def _extend(
+    placed: dict[int, _Placed], group: list[int], pairs: dict[tuple[int, int], CapturePair], tick_ns: int
+) -> None:
+    """Fit groups against those that are placed, the one with the smallest error first, as far as chains lead."""
+    linked = {(group[i], group[j]) for i, j in pairs if group[i] != group[j]}
+    ways = sorted(linked | {way[::-1] for way in linked})
     tried: dict[tuple[int, int], tuple[int | None, dict[int, Correction]] | None] = {}
     while True:
         best: tuple[tuple[bool, int, int, int], int, _Placed] | None = None
-        for parent, child in sorted((p, c) for p in placed for c in set(group) - set(placed)):
-            if frozenset((parent, child)) not in linked:
+        for parent, child in ways:
+            if parent not in placed or child in placed:
                 continue
             if (parent, child) not in tried:
                 tried[parent, child] = _link(group, parent, placed[parent], child, pairs, tick_ns)
@@ -322,19 +192,10 @@ def _place(group: list[int], reference: int, pairs: dict[tuple[int, int], _Pair]
             bound = None if so_far is None or own is None else so_far + own
             rank = (bound is None, bound or 0, parent, child)
             if best is None or rank < best[0]:
-                best = rank, child, _Placed(bound, link[1])
+                best = rank, child, _Placed(placed[parent].reference, bound, link[1])
         if best is None:
-            break
+            return
         placed[best[1]] = best[2]
-    alone = {g for g in group if not any(g in link and len(link) > 1 for link in linked)}
-    return Clocks(
-        reference=reference,
-        corrections=tuple(placed[g].corrections.get(n) if g in placed else None for n, g in enumerate(group)),
-        bounds_ns=tuple(placed[g].bound_ns if g in placed else None for g in group),
-        # what shares no packet with anything contradicts nothing
-        known=tuple(g in placed or g in alone for g in group),
-        group=tuple(group[reference] if g in alone else g for g in group),
-    )
 
 
 def _link(
@@ -342,7 +203,7 @@ def _link(
     parent: int,
     above: _Placed,
     child: int,
-    pairs: dict[tuple[int, int], _Pair],
+    pairs: dict[tuple[int, int], CapturePair],
     tick_ns: int,
 ) -> tuple[int | None, dict[int, Correction]] | None:
     """Fit one group's clock against another group's, which is corrected already.
@@ -415,9 +276,12 @@ def _bits(packets: Sampled, lane: NDArray[np.uint64]) -> int:
         return connections * _BITS_CONNECTION
     order = counted[np.lexsort((packets.frame[counted], lane[counted]))]
     lanes, place = np.unique(lane[order], return_inverse=True)
-    ids = packets.ip_id[order].astype(np.int64)
-    # counters go up by one, in either byte order; what else follows is another throw of the dice
-    gone_on = np.isin(np.diff(ids) % 65536, (0, 1, 256))
+    ids = packets.ip_id[order].astype(np.int64) & 0xFFFF
+    # a counter, in either byte order, goes up by what its host sends: about what the point saw at most
+    sent = np.abs(np.diff(packets.number[order])) + _COUNTED
+    gone_on = np.zeros(sent.size, np.bool_)
+    for counter in (ids, ids >> 8 | (ids & 0xFF) << 8):
+        gone_on |= np.diff(counter) % 65536 <= sent
     jump = np.append(False, ~gone_on & (place.reshape(-1)[1:] == place.reshape(-1)[:-1]))
     bits = np.minimum(
         _BITS_COUNTER + _BITS_JUMP * np.bincount(place.reshape(-1), jump, lanes.size), _BITS_LANE

@@ -151,10 +151,10 @@ class Intake:
         """The number of the capture that each layer belongs to."""
         return [reading.capture for reading, _, _ in self._layers]
 
-    def compare_clocks(self, matcher: Matcher, reference: int) -> Clocks | None:
-        """Return how the captures' clocks differ from that of layer `reference`, None when nothing says they do.
+    def compare_clocks(self, matcher: Matcher, names: Sequence[str]) -> Clocks | None:
+        """Return how the captures' clocks differ, None when nothing says they do. To be called after `run`.
 
-        To be called after `run`.
+        `names` are those of the layers; the capture with the smallest is the measure for the others.
         """
         if not self._samples:
             return None
@@ -163,7 +163,8 @@ class Intake:
         def matched(layer: int, other: int, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
             return matcher.points[layer].found_at(other)[numbers]
 
-        return compare(self._samples, self.capture_of_layer[reference], matched)
+        by_name = sorted(zip(names, self.capture_of_layer, strict=True))
+        return compare(self._samples, list(dict.fromkeys(capture for _, capture in by_name)), matched)
 
     def _number(self, reading: _Reading, local: int, layer: Layer, matcher: Matcher) -> int:
         """Return the number of a layer of a capture's point among all layers, giving it one when it is new."""

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nattrace.match.clock import MIN_PIECE, Bounds, _lower_hull, fit
+from nattrace.match.clock import MIN_PIECE, fit
+from nattrace.match.clock_line import Bounds, lower_hull
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -134,7 +135,7 @@ def test_noise_has_no_clock() -> None:
 @given(st.lists(st.tuples(st.integers(-50, 50), st.integers(-50, 50)), min_size=1, max_size=30, unique=True))
 def test_the_hull_is_the_lowest_points(points: list[tuple[int, int]]) -> None:
     """A point is a corner when some straight line has it below all the others, on its own."""
-    x, y = _lower_hull(*(np.array(column, float) for column in zip(*points, strict=True)))
+    x, y = lower_hull(*(np.array(column, float) for column in zip(*points, strict=True)))
     corners = set(zip(x.tolist(), y.tolist(), strict=True))
     lowest: dict[int, int] = {}
     for px, py in points:

@@ -281,6 +281,67 @@ def test_a_pipe_is_not_read_again_and_that_is_said(tmp_path: Path) -> None:
     check_accounting(report)
 
 
+def test_a_reference_that_shares_no_packet_keeps_nobody_from_being_corrected(tmp_path: Path) -> None:
+    network = Network(8)
+    lonely = routed("udp", ("192.0.2.1", 5353), ("192.0.2.2", 5353), points=("a-lonely",))
+    flows = [masquerade("tcp", (f"172.17.0.{n}", 4000), ("198.51.100.1", 443), 5000 + n) for n in range(2, 6)]
+    for n in range(20):
+        network.send(lonely, network.rng.randbytes(20))
+        for c in flows:
+            network.wait_us(5_000)
+            network.send(c, network.rng.randbytes(40), reply=n % 2 == 1)
+    network.clocks["outside"] = ClockError(3600 * SECOND)
+    truth = network.write(tmp_path)
+    report = nattrace.analyze(*truth.sources)
+    assert check_rows(report, truth) == 0
+    found = clocks(report)
+    assert found["a-lonely"].reference == "a-lonely"
+    assert found["outside"].reference == found["inside"].reference == "inside"
+    assert abs(found["outside"].offset_ns - 3600 * SECOND) <= (found["outside"].bound_ns or 0)
+
+
+def outgoing_ttl(network: Network, ttl: int) -> None:
+    """Let the router set the TTL of what it sends out (iptables -j TTL --ttl-set)."""
+    capture = network.captures["outside"]
+    for n, (time_ns, frame, serial) in enumerate(capture.packets):
+        if serial not in network._replies:
+            capture.packets[n] = (time_ns, frame[:22] + bytes([ttl]) + frame[23:], serial)
+
+
+@pytest.mark.parametrize("offset_ns", [0, 3600 * SECOND])
+def test_causality_knows_better_than_a_ttl_that_is_set(offset_ns: int, tmp_path: Path) -> None:
+    network = Network(9)
+    flows = [
+        masquerade(kind, (f"172.17.0.{n}", 4000), ("198.51.100.1", 443), 5000 + n)
+        for kind in ("tcp", "udp")
+        for n in range(2, 6)
+    ]
+    for n in range(20):
+        for c in flows:
+            network.wait_us(5_000)
+            network.send(c, network.rng.randbytes(40), reply=n % 2 == 1)
+    outgoing_ttl(network, 255)
+    network.clocks["outside"] = ClockError(offset_ns, 27.0 if offset_ns else 0.0)
+    truth = network.write(tmp_path)
+    report = nattrace.analyze(*truth.sources)
+    assert check_rows(report, truth) == 0
+    assert flows_told(report) == expected_flows(truth)
+
+
+def test_a_ttl_that_is_set_is_no_clock(tmp_path: Path) -> None:
+    """One host, packets of one direction only: the TTL says the wrong way, and nothing else says any."""
+    network = Network(10)
+    flows = [masquerade("udp", (f"172.17.0.{n}", 514), ("198.51.100.1", 514), 5000 + n) for n in range(2, 6)]
+    for _ in range(20):
+        for c in flows:
+            network.wait_us(800, 1200)
+            network.send(c, network.rng.randbytes(40))
+    outgoing_ttl(network, 255)
+    report = nattrace.analyze(*network.write(tmp_path).sources)
+    assert all(clock.at is None for clock in clocks(report).values())
+    assert report.accounting.unmatched == {}
+
+
 # -- what no clock explains ---------------------------------------------------------------------------------
 
 

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import pytest
 
+from nattrace.model import Clock, ClockStep
 from nattrace.report.json import report_dict
 from nattrace.report.rows import rewrite_dict
 from nattrace.report.schema import SCHEMA_FILES, schema_text
@@ -40,6 +42,23 @@ def test_a_schema_is_one(name: Any) -> None:
 
 def test_the_report_obeys_its_schema(docker_ping: ReportData) -> None:
     validator("report").validate(report_dict(docker_ping))
+
+
+def test_a_clock_of_its_own_obeys_the_schema(docker_ping: ReportData) -> None:
+    steps = (ClockStep(1_700_000_060 * 10**9, -5 * 10**9, 27.5),)
+    clock = Clock("docker0", 3600 * 10**9, 27.0, 35_000, 1_700_000_000 * 10**9, steps)
+    inside, outside = docker_ping.points
+    found = report_dict(replace(docker_ping, points=(inside, replace(outside, clock=clock))))
+    validator("report").validate(found)
+    assert found["points"][1]["clock"] == {
+        "reference": "docker0", "offset_ns": 3600 * 10**9, "drift_ppm": 27.0, "bound_ns": 35_000,
+        "at": "2023-11-14T22:13:20.000000000Z",
+        "steps": [{"at": "2023-11-14T22:14:20.000000000Z", "offset_ns": -5 * 10**9, "drift_ppm": 27.5}],
+    }  # fmt: skip
+    unknown = replace(clock, bound_ns=None, drift_ppm=float("inf"), steps=())
+    found = report_dict(replace(docker_ping, points=(replace(outside, clock=unknown, dated=False),)))
+    validator("report").validate(found)
+    assert found["points"][0]["clock"]["at"] is None
 
 
 def test_rows_obey_their_schema(rewrite: Rewrite, unmatched: Unmatched) -> None:
