@@ -139,12 +139,21 @@ def _in_order(
     order = np.lexsort((second.frame[b], first.frame[a], steady(second)[b], steady(first)[a]))
     one, other = first.take(a[order]), second.take(b[order])
     points = one.point.astype(np.uint64) << np.uint64(32) | other.point.astype(np.uint64)
-    lane = mix(one.flow ^ (points + np.uint64(1)) * M1)
-    return CapturePair(one, other, _sides(one, other, lane), lane ^ one.backward)
+    flow = mix(one.flow ^ (points + np.uint64(1)) * M1)
+    side = _sides(one, other, flow, one.backward)
+    if not side.all():
+        # the first capture may show the two directions as two conversations, the second as one (a redirect)
+        there = mix(other.flow ^ (points + np.uint64(2)) * M1)
+        side = np.where(side == 0, _sides(one, other, there, other.backward), side)
+    return CapturePair(one, other, side, flow ^ one.backward)
 
 
-def _sides(first: Sampled, second: Sampled, flow: NDArray[np.uint64]) -> NDArray[np.int8]:
+def _sides(
+    first: Sampled, second: Sampled, flow: NDArray[np.uint64], backward: NDArray[np.bool_]
+) -> NDArray[np.int8]:
     """Return for each packet which capture it passed first: 1, -1, or 0 where nothing tells.
+
+    `flow` is one number for each conversation, `backward` one of its directions.
 
     Inside a conversation, the two directions tell: a request is seen later where it comes to, a reply earlier,
     and their difference is the time on the way, whatever the clocks. The TTL, which falls, tells where that
@@ -155,13 +164,13 @@ def _sides(first: Sampled, second: Sampled, flow: NDArray[np.uint64]) -> NDArray
     _, member = np.unique(flow, return_inverse=True)
     member = member.reshape(-1)
     total = int(member.max()) + 1
-    turned = np.where(first.backward, -1, 1)
+    turned = np.where(backward, -1, 1)
     drop = (first.ttl.astype(np.int64) - second.ttl) * turned
     by_ttl = np.sign(np.bincount(member, drop, total))
 
     order = np.argsort(member, kind="stable")
     here, there = order[:-1], order[1:]
-    facing = (member[here] == member[there]) & (first.backward[here] != first.backward[there])
+    facing = (member[here] == member[there]) & (backward[here] != backward[there])
     here, there = here[facing], there[facing]
     delta = second.time_ns - first.time_ns
     on_way = (delta[here] - delta[there]) * turned[here]
