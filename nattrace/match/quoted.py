@@ -76,8 +76,9 @@ def pair_errors(
     flows_b: Flows,
     edges: Edges,
     usual: Usual,
+    clock_bound_ns: int = 0,
 ) -> tuple[ErrorPairs, NDArray[np.bool_], NDArray[np.bool_]]:
-    """Pair the errors of two points; flows and edges are merged ones.
+    """Pair the errors of two points; flows and edges are merged ones, clocks differ by `clock_bound_ns` at most.
 
     Returns the pairs, and which rows of either side stay without a partner although there are candidates.
     """
@@ -95,7 +96,7 @@ def pair_errors(
         free_a[found.a] = free_b[found.b] = False
 
     for level in (EXACT, CHECKED, WHOLE, LOOSE):
-        take_in(_pair_level(*open_sides(), level, edges, usual))
+        take_in(_pair_level(*open_sides(), level, edges, usual, clock_bound_ns))
     take_in(pair_broken(*open_sides()))
     for right_is_a in (True, False):
         a, b = open_sides()
@@ -131,7 +132,9 @@ def _locate(errors: Errors, flows: Flows, edges: Edges, side: int) -> Located:
     return Located(errors, row, edge, turned)
 
 
-def _pair_level(a: Located, b: Located, level: int, edges: Edges, usual: Usual) -> ErrorPairs:
+def _pair_level(
+    a: Located, b: Located, level: int, edges: Edges, usual: Usual, clock_bound_ns: int
+) -> ErrorPairs:
     """Pair what is equal on one level: alone with it in its lane, or clearly nearest in time."""
     key_a = mix(error_key(a.errors, level)[a.row] ^ a.lane() * M2)
     key_b = mix(error_key(b.errors, level)[b.row] ^ b.lane() * M2)
@@ -140,6 +143,7 @@ def _pair_level(a: Located, b: Located, level: int, edges: Edges, usual: Usual) 
     first, second = unique_pairs(key_a, key_b)
     longest = usual.longest_ns()
     window_ns = _WINDOW_NS if longest is None else longest + longest // 2 + _FLOOR_NS
+    window_ns += clock_bound_ns
     # without an identification it may be another one that quotes the same packet sent again
     usual_ns = np.maximum(2 * _latency_ns(edges, a.edge[first]) + _FLOOR_NS, window_ns)
     reach_ns = np.where(_numbered(a.errors, a.row[first]), _UNIQUE_REACH_NS, usual_ns)

@@ -160,7 +160,9 @@ def resolve_errors(
         if not len(errors[i]) and not len(errors[j]):
             continue
         pair, hop = pairs[i, j], hop_of_edge[i, j]
-        found, tied_i, tied_j = pair_errors(errors[i], errors[j], flows[i], flows[j], pair.edges, usual[i, j])
+        found, tied_i, tied_j = pair_errors(
+            errors[i], errors[j], flows[i], flows[j], pair.edges, usual[i, j], pair.clock_bound_ns or 0
+        )
         matched[i][found.a] = matched[j][found.b] = True
         outcome.reason[i][tied_i] = outcome.reason[j][tied_j] = AMBIGUOUS
         _cross(outcome, (i, j), found, hop, conversations)
