@@ -122,20 +122,24 @@ class Spool:
                 )
             )  # fmt: skip
         for point, errors in enumerate(outcome.errors):
-            rows = np.flatnonzero(outcome.reason[point])
-            self._add(
-                _Block(
-                    pair=(outcome.homes[point], outcome.homes[point]),
-                    a=_columns(errors.packets.take(rows)),
-                    b=None,
-                    link=outcome.reason[point][rows].astype(np.int64),
-                    backward=np.zeros(rows.size, np.bool_),
-                    flags=np.zeros(0, np.uint16),
-                    flow=outcome.conversation[point][rows],
-                    error=True,
-                    direction=outcome.direction[point][rows],
+            unmatched, rival = np.flatnonzero(outcome.reason[point]), outcome.rival[point]
+            for other in np.unique(rival[unmatched]).tolist():
+                rows = unmatched[rival[unmatched] == other]
+                home = outcome.homes[point]
+                self._add(
+                    _Block(
+                        pair=(home, outcome.homes[other] if other >= 0 else home),
+                        a=_columns(errors.packets.take(rows)),
+                        b=None,
+                        link=outcome.reason[point][rows].astype(np.int64),
+                        backward=np.zeros(rows.size, np.bool_),
+                        flags=np.zeros(0, np.uint16),
+                        flow=outcome.conversation[point][rows],
+                        near=outcome.candidates[point][rows],
+                        error=True,
+                        direction=outcome.direction[point][rows],
+                    )
                 )
-            )
 
     def renumber(self, flows: _ByPoint, edges: _ByPair) -> None:
         """Note that partial flow f of point p is now flows[p][f], and edge e of a pair edges[pair][e]."""
@@ -357,19 +361,25 @@ class Rewrites:
         """Give the ICMP errors that no pair of points matched."""
         assert block.flow is not None
         assert block.direction is not None
-        point = block.pair[0]
+        assert block.near is not None
+        point, other = block.pair
         sightings = self._sightings(block.a, np.arange(block.link.size), point, None)
-        about = zip(block.flow.tolist(), block.direction.tolist(), block.link.tolist(), strict=True)
+        columns = (block.flow, block.direction, block.link, block.near)
+        about = zip(*(column.tolist() for column in columns), strict=True)
         times = block.a["time_ns"].tolist()
-        for sighting, time, (flow, direction, code) in zip(sightings, times, about, strict=True):
+        for sighting, time, (flow, direction, code, near) in zip(sightings, times, about, strict=True):
             way: Direction | None = None
             if direction >= 0 and flow >= 0:
                 way = "reply" if direction else "original"
-            reason = ERROR_REASONS[code]
+            rivals = near if code == AMBIGUOUS else ()
             yield (
                 (time, 0, sighting.frame, point),
                 Unmatched(
-                    flow=flow + 1 if flow >= 0 else None, direction=way, reason=reason, packet=sighting
+                    flow=flow + 1 if flow >= 0 else None,
+                    direction=way,
+                    reason=ERROR_REASONS[code],
+                    packet=sighting,
+                    candidates=tuple(PacketRef(self.names[other], frame) for frame in rivals if frame),
                 ),
             )
 

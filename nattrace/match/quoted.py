@@ -30,8 +30,8 @@ from nattrace.match.icmp_errors import (
 )
 from nattrace.match.keys import M1, M2, flow_hash, mix
 from nattrace.match.misquoted import pair_broken, pair_untranslated
-from nattrace.match.pairing import group_ids, nearest_distance, nearest_pairs, unique_pairs
-from nattrace.match.ties import TIE_WINDOW_NS
+from nattrace.match.pairing import group_ids, nearest_pairs, unique_pairs
+from nattrace.match.ties import CANDIDATES, TIE_WINDOW_NS
 from nattrace.match.votes import FLOOR_NS, MARGIN
 from nattrace.table import TCP
 
@@ -77,10 +77,11 @@ def pair_errors(
     edges: Edges,
     usual: Usual,
     clock_bound_ns: int = 0,
-) -> tuple[ErrorPairs, NDArray[np.bool_], NDArray[np.bool_]]:
+) -> tuple[ErrorPairs, NDArray[np.uint32], NDArray[np.uint32]]:
     """Pair the errors of two points; flows and edges are merged ones, clocks differ by `clock_bound_ns` at most.
 
-    Returns the pairs, and which rows of either side stay without a partner although there are candidates.
+    Returns the pairs, and for the rows of either side the frames of the errors that an unpaired one could be, 0 for
+    none; shape (rows, CANDIDATES).
     """
     side_a, side_b = _locate(errors_a, flows_a, edges, 0), _locate(errors_b, flows_b, edges, 1)
     free_a, free_b = np.ones(len(errors_a), np.bool_), np.ones(len(errors_b), np.bool_)
@@ -238,17 +239,29 @@ def _shift_ns(edges: Edges, edge: NDArray[np.int64], backward: NDArray[np.bool_]
     return np.where(count > 0, mean, apart)
 
 
-def _tied(a: Located, b: Located, size_a: int, size_b: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which unpaired errors of both sides could still be one of the other side's."""
-    tied_a, tied_b = np.zeros(size_a, np.bool_), np.zeros(size_b, np.bool_)
+def _tied(a: Located, b: Located, size_a: int, size_b: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Return the frames of the other side's errors that each unpaired error could be; shape (size, CANDIDATES).
+
+    The first candidates within TIE_WINDOW_NS, 0 where there are fewer: a row of zeros has none.
+    """
+    near = np.zeros((size_a, CANDIDATES), np.uint32), np.zeros((size_b, CANDIDATES), np.uint32)
     if a.row.size and b.row.size:
         group_a, group_b = group_ids(_tie_key(a), _tie_key(b))
-        time_a, time_b = a.errors.packets.time_ns[a.row], b.errors.packets.time_ns[b.row]
-        near_a = nearest_distance(group_a, time_a, group_b, time_b) <= TIE_WINDOW_NS
-        near_b = nearest_distance(group_b, time_b, group_a, time_a) <= TIE_WINDOW_NS
-        tied_a[a.row[near_a]] = True
-        tied_b[b.row[near_b]] = True
-    return tied_a, tied_b
+        for own, group, other, other_group, frames in (
+            (a, group_a, b, group_b, near[0]),
+            (b, group_b, a, group_a, near[1]),
+        ):
+            time, other_time = (side.errors.packets.time_ns[side.row] for side in (own, other))
+            order = np.lexsort((other_time, other_group))
+            rival = other_group[order]
+            low, high = np.searchsorted(rival, group, "left"), np.searchsorted(rival, group, "right")
+            for n in range(CANDIDATES):
+                place = np.minimum(low + n, order.size - 1)
+                apart = np.abs(other_time[order[place]] - time)
+                good = (low + n < high) & (apart <= TIE_WINDOW_NS)
+                found = other.errors.packets.frame[other.row[order[place]]]
+                frames[own.row[good], n] = found[good]
+    return near
 
 
 def _tie_key(side: Located) -> NDArray[np.uint64]:

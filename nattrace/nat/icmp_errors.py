@@ -16,6 +16,7 @@ from nattrace.icmp import FRAGMENTATION_NEEDED, PACKET_TOO_BIG
 from nattrace.match.bindings import edge_of
 from nattrace.match.icmp_errors import NO_FAULT, Errors
 from nattrace.match.quoted import flows_of_quotes, pair_errors
+from nattrace.match.ties import CANDIDATES
 from nattrace.nat.conversations import ErrorCounts
 from nattrace.nat.hops import AMBIGUOUS, LOST, NOT_SEEN_UPSTREAM, REASON_NAMES
 
@@ -73,6 +74,10 @@ class ErrorOutcome:
     direction: list[
         NDArray[np.int8]
     ]  #: 0: as the conversation's original packets, 1: as its replies, -1: unknown
+    candidates: list[
+        NDArray[np.uint32]
+    ]  #: frames that an ambiguous error could be, 0 for none; see `pair_errors`
+    rival: list[NDArray[np.int64]]  #: the point of these
     crossed: list[CrossedErrors] = field(default_factory=list)
     missing: list[MissingErrors] = field(default_factory=list)
 
@@ -144,6 +149,8 @@ def resolve_errors(
         reason=[np.full(len(own), ICMP_ERROR, np.uint8) for own in errors],
         conversation=[np.full(len(own), -1, np.int64) for own in errors],
         direction=[np.full(len(own), -1, np.int8) for own in errors],
+        candidates=[np.zeros((len(own), CANDIDATES), np.uint32) for own in errors],
+        rival=[np.full(len(own), -1, np.int64) for own in errors],
     )
     for point, (flow, _) in enumerate(quoted):
         known = np.flatnonzero(flow >= 0)
@@ -160,11 +167,15 @@ def resolve_errors(
         if not len(errors[i]) and not len(errors[j]):
             continue
         pair, hop = pairs[i, j], hop_of_edge[i, j]
-        found, tied_i, tied_j = pair_errors(
+        found, near_i, near_j = pair_errors(
             errors[i], errors[j], flows[i], flows[j], pair.edges, usual[i, j], pair.clock_bound_ns or 0
         )
         matched[i][found.a] = matched[j][found.b] = True
+        tied_i, tied_j = near_i.any(axis=1), near_j.any(axis=1)
         outcome.reason[i][tied_i] = outcome.reason[j][tied_j] = AMBIGUOUS
+        for point, other, tied, near in ((i, j, tied_i, near_i), (j, i, tied_j, near_j)):
+            outcome.candidates[point][tied] = near[tied]
+            outcome.rival[point][tied] = other
         _cross(outcome, (i, j), found, hop, conversations)
         for side, (point, other, rows, tied) in enumerate(((i, j, found.a, tied_i), (j, i, found.b, tied_j))):
             if layers[other].layer.depth:

@@ -11,6 +11,7 @@ import pytest
 from error_frames import PUBLIC, PUBLIC6, ROUTER, ROUTER6, SERVER, SERVER6, TCP, UDP, Packet, Points, error
 
 import nattrace
+from nattrace.model import PacketRef, Unmatched
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -163,6 +164,32 @@ def test_quoted_packets_that_were_not_captured_make_no_wrong_pair(
     )
 
     check(net, tmp_path)
+
+
+def test_two_errors_that_one_could_be_are_named(tmp_path: Path) -> None:
+    before = Packet("172.17.0.2", 40000, SERVER, 53, ip_id=0)
+    after = replace(before, src=PUBLIC, sport=61000)
+    points = Points()
+    points.frame()
+    points.out(replace(before, ip_id=5), replace(after, ip_id=5))
+    now = points.now_ns
+    for later in (0, 30_000):  # two of them outside, one inside, and nothing to tell which
+        points.outside.append((now + later, error(ROUTER, PUBLIC, after.ip()[:28], ip_id=0)))
+    points.inside.append((now + 45_000, error(ROUTER, before.src, before.ip()[:28], ip_id=0, ttl=59)))
+    points.step()
+    points.frame()
+    report = nattrace.analyze(*points.write(tmp_path))
+
+    left = [row for row in report.rewrites.all() if isinstance(row, Unmatched)]
+    assert {(row.packet.point, row.packet.frame, row.reason) for row in left} == {
+        ("docker0", 4, "ambiguous"),
+        ("eth0", 4, "ambiguous"),
+        ("eth0", 5, "ambiguous"),
+    }
+    assert [row.candidates for row in left if row.packet.point == "docker0"] == [
+        (PacketRef("eth0", 4), PacketRef("eth0", 5))
+    ]
+    assert {row.flow for row in left} == {3}
 
 
 def test_an_hour_between_two_clocks_changes_nothing(tmp_path: Path) -> None:

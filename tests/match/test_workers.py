@@ -20,8 +20,8 @@ from nattrace.table import COLUMNS
 CAPTURE = Path(__file__).parents[1] / "fixtures" / "lab" / "ipv6_masquerade" / "docker0.pcap"
 
 
-def opened(options: ReadOptions) -> Worker:
-    (source,) = parse_sources([str(CAPTURE)])
+def opened(options: ReadOptions, capture: Path = CAPTURE) -> Worker:
+    (source,) = parse_sources([str(capture)])
     return Worker(open_capture(source, options), options)
 
 
@@ -54,6 +54,28 @@ def test_chunks_are_those_made_in_this_process(monkeypatch: pytest.MonkeyPatch) 
         assert count == len(wanted) > 0
         assert worker.outcome().points[0].packets == 64
     assert no_children()
+
+
+def test_icmp_errors_are_those_found_in_this_process() -> None:
+    capture = CAPTURE.parents[1] / "errors_v6" / "docker0.pcap"
+    options, here = ReadOptions(), ReadOptions()
+    here.book.handle(bytes(16))  # so that no address has the same handle in both books
+    (source,) = parse_sources([str(capture)])
+    preparation = Preparation(open_capture(source, here), here)
+    assert list(preparation.chunks())
+    (wanted,) = preparation.outcome().errors
+    with closing(opened(options, capture)) as worker:
+        assert list(worker.chunks())
+        (found,) = worker.outcome().errors
+    assert len(found) == len(wanted) == 24
+    assert np.array_equal(found.rest, wanted.rest)
+    for ours, theirs in ((found.packets, wanted.packets), (found.quoted, wanted.quoted)):
+        for name in set(COLUMNS) - {"src", "dst"}:
+            assert np.array_equal(getattr(ours, name), getattr(theirs, name)), name
+        for name in ("src", "dst"):
+            assert [options.book.text(6, handle) for handle in getattr(ours, name).tolist()] == [
+                here.book.text(6, handle) for handle in getattr(theirs, name).tolist()
+            ]
 
 
 def test_a_chunk_that_fits_no_slot_comes_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
