@@ -81,7 +81,7 @@ def icmp_error_findings(
 
     ``icmp-error-quote-untranslated``: outer header and quote do not show the same side of the translation.
     ``icmp-error-quote-broken``: the quote changed in what NAT leaves alone. ``icmp-error-lost``: it reached one point
-    and provably not the next. ``path-mtu``: a router said how large packets may be, and the word arrived.
+    and provably not the next; ``icmp-error-not-seen`` where the next point's filter may have left it out. ``path-mtu``: a router said how large packets may be, and the word arrived.
     """
     faults: dict[tuple[str, str, int], _Group] = defaultdict(_Group)
     mtus: dict[tuple[str, str, int], _Group] = defaultdict(_Group)
@@ -105,10 +105,10 @@ def icmp_error_findings(
                     group.example = _example(names[after], errors, other, book)
             else:
                 mtus[*way, int(mtu[k])].add(packet, flow, _name(packets, other))
-    lost: dict[tuple[str, str], _Group] = defaultdict(_Group)
+    lost: dict[tuple[str, str, bool], _Group] = defaultdict(_Group)
     for missing in outcome.missing:
         packets = outcome.errors[missing.point].packets
-        group = lost[names[missing.point], names[missing.other]]
+        group = lost[names[missing.point], names[missing.other], missing.proven]
         for row, owner in zip(missing.row.tolist(), missing.conversation.tolist(), strict=True):
             packet = PacketRef(names[missing.point], int(packets.frame[row]))
             group.add(packet, owner + 1, _name(packets, row))
@@ -131,16 +131,22 @@ def _faults(groups: Mapping[tuple[str, str, int], _Group]) -> list[Finding]:
     return found
 
 
-def _lost(groups: Mapping[tuple[str, str], _Group]) -> list[Finding]:
+def _lost(groups: Mapping[tuple[str, str, bool], _Group]) -> list[Finding]:
     found = []
-    for (point, other), group in sorted(groups.items()):
+    for (point, other, proven), group in sorted(groups.items()):
         too_big = {error_name(4, *FRAGMENTATION_NEEDED), error_name(6, *PACKET_TOO_BIG)} & group.names
-        message = (
-            f"{_count(group)} reached {_printable(point)} and never {_printable(other)}, so the host that they are "
-            "about does not learn of it"
-            + (": its large packets go on being dropped (path MTU black hole)" if too_big else "")
-        )
-        found.append(group.finding("icmp-error-lost", "warning", message, _LOST_ADVICE))
+        hole = "go on being dropped (path MTU black hole)"
+        message = f"{_count(group)} reached {_printable(point)} and never {_printable(other)}"
+        if proven:
+            message += ", so the host that they are about does not learn of it"
+            message += f": its large packets {hole}" if too_big else ""
+            found.append(group.finding("icmp-error-lost", "warning", message, _LOST_ADVICE))
+        else:
+            message += (
+                ", which shows no ICMP at all: dropped in between, or left out by that capture's filter"
+            )
+            message += f". If they were dropped, large packets {hole}" if too_big else ""
+            found.append(group.finding("icmp-error-not-seen", "info", message, _LOST_ADVICE))
     return found
 
 

@@ -19,6 +19,7 @@ from nattrace.match.quoted import flows_of_quotes, pair_errors
 from nattrace.match.ties import CANDIDATES
 from nattrace.nat.conversations import ErrorCounts
 from nattrace.nat.hops import AMBIGUOUS, LOST, NOT_SEEN_UPSTREAM, REASON_NAMES
+from nattrace.table import ICMP, ICMPV6
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -55,12 +56,15 @@ class CrossedErrors:
 
 @dataclass(slots=True)
 class MissingErrors:
-    """Errors sent into a hop that provably never arrived: rows of the sending point's errors."""
+    """Errors sent into a hop that never arrived while its far point recorded: rows of the sending point's errors."""
 
     point: int
     other: int
     row: NDArray[np.int64]
     conversation: NDArray[np.int64]
+    proven: (
+        bool  #: False: the other point shows no ICMP of their IP version at all; its filter may leave it out
+    )
 
 
 @dataclass(slots=True)
@@ -161,7 +165,9 @@ def resolve_errors(
         initiator, quote = conversations.initiator.take(owner), errors[point].quoted
         opening = (initiator.src == quote.src[known]) & (initiator.sport == quote.sport[known])
         outcome.direction[point][known] = opening
+    hears = _hearing(errors, flows, outcome.homes)
     matched = [np.zeros(len(own), np.bool_) for own in errors]
+    beyond = [np.zeros(len(own), np.bool_) for own in errors]
     absent: list[tuple[int, int, NDArray[np.int64], NDArray[np.uint8]]] = []
     for i, j in sorted(pairs):
         if not len(errors[i]) and not len(errors[j]):
@@ -171,6 +177,8 @@ def resolve_errors(
             errors[i], errors[j], flows[i], flows[j], pair.edges, usual[i, j], pair.clock_bound_ns or 0
         )
         matched[i][found.a] = matched[j][found.b] = True
+        skipping = hop[found.edge] < 0
+        beyond[i][found.a[skipping]] = beyond[j][found.b[skipping]] = True
         tied_i, tied_j = near_i.any(axis=1), near_j.any(axis=1)
         outcome.reason[i][tied_i] = outcome.reason[j][tied_j] = AMBIGUOUS
         for point, other, tied, near in ((i, j, tied_i, near_i), (j, i, tied_j, near_j)):
@@ -189,9 +197,20 @@ def resolve_errors(
                     outcome, rest, quoted[point], pair, hop, conversations, coverage, (point, other, side)
                 )
             )
-    _conclude(outcome, matched, absent)
+    _conclude(outcome, matched, beyond, absent, hears)
     conversations.errors = _counted(outcome, conversations)
     return outcome
+
+
+def _hearing(errors: Sequence[Errors], flows: Sequence[Flows], homes: Sequence[int]) -> list[dict[int, bool]]:
+    """Say for each layer and IP version whether its point shows any ICMP: a filter may leave it out."""
+    heard = [{4: False, 6: False} for _ in homes]
+    for layer, home in enumerate(homes):
+        at, packets = flows[layer], errors[layer].packets
+        for version, protocol in ((4, ICMP), (6, ICMPV6)):
+            if (packets.version == version).any() or (at.protocol == protocol).any():
+                heard[home][version] = True
+    return [heard[home] for home in homes]
 
 
 def _cross(
@@ -265,18 +284,27 @@ def _absent(
 def _conclude(
     outcome: ErrorOutcome,
     matched: Sequence[NDArray[np.bool_]],
+    beyond: Sequence[NDArray[np.bool_]],
     absent: Sequence[tuple[int, int, NDArray[np.int64], NDArray[np.uint8]]],
+    hears: Sequence[dict[int, bool]],
 ) -> None:
     """Give every error its reason; what one pair of points matched is matched, what another ties is ambiguous."""
-    for point, other, rows, reason in absent:
-        known = outcome.reason[point][rows]
-        gone = (reason == LOST) & (known != AMBIGUOUS)
-        # where one neighbour proves a loss and the other that it came from nowhere, it was lost
-        telling = gone | (known == ICMP_ERROR)
-        outcome.reason[point][rows[telling]] = reason[telling]
-        lost = rows[gone]
-        if lost.size:
-            outcome.missing.append(MissingErrors(point, other, lost, outcome.conversation[point][lost]))
+    for point, other, all_rows, all_reasons in absent:
+        version = outcome.errors[point].packets.version[all_rows]
+        open_rows = ~beyond[point][all_rows]  # what was seen further along passed the other point unseen
+        for proven in (True, False):
+            heard = np.where(version == 4, hears[other][4], hears[other][6]) == proven
+            rows, reason = all_rows[heard & open_rows], all_reasons[heard & open_rows]
+            known = outcome.reason[point][rows]
+            gone = (reason == LOST) & (known != AMBIGUOUS)
+            if proven:
+                # where one neighbour proves a loss and the other that it came from nowhere, it was lost
+                telling = gone | (known == ICMP_ERROR)
+                outcome.reason[point][rows[telling]] = reason[telling]
+            lost = rows[gone]
+            if lost.size:
+                owner = outcome.conversation[point][lost]
+                outcome.missing.append(MissingErrors(point, other, lost, owner, proven))
     for point, rows_matched in enumerate(matched):
         outcome.reason[point][rows_matched] = 0
 

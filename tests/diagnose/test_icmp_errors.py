@@ -196,22 +196,35 @@ def test_the_same_in_a_whole_tcp_header_is_a_finding(tmp_path: Path) -> None:
 def test_an_error_that_the_translator_swallows_is_lost(tmp_path: Path) -> None:
     points = outward()
     points.back(error(ROUTER, PUBLIC, OUTSIDE.ip(), kind=(3, 4), rest=1400), None)
+    points.inside.append((points.now_ns, error("172.17.0.1", CONTAINER, replace(INSIDE, sport=9).ip())))
     report = report_of(points, tmp_path)
 
     (finding,) = report.findings
     assert finding.code == "icmp-error-lost"
     assert "path MTU black hole" in finding.message
-    assert report.accounting.unmatched == {"lost": 1}
+    assert report.accounting.unmatched == {"lost": 1, "icmp-error": 1}
     assert report.flows[2].icmp_errors[0].mtu == 1400
+
+
+def test_nothing_is_lost_where_a_filter_may_have_left_icmp_out(tmp_path: Path) -> None:
+    points = outward()
+    points.back(error(ROUTER, PUBLIC, OUTSIDE.ip(), kind=(3, 4), rest=1400), None)
+    report = report_of(points, tmp_path)
+
+    (finding,) = report.findings
+    assert (finding.code, finding.severity) == ("icmp-error-not-seen", "info")
+    assert "no ICMP at all" in finding.message
+    assert report.accounting.unmatched == {"icmp-error": 1}
 
 
 def test_an_error_of_the_translator_itself_is_not_lost(tmp_path: Path) -> None:
     points = outward()
     points.back(None, error("172.17.0.1", CONTAINER, INSIDE.ip(), kind=(3, 1)))
+    points.outside.append((points.now_ns, error(ROUTER, PUBLIC, replace(OUTSIDE, sport=9).ip())))
     report = report_of(points, tmp_path)
 
     assert codes(report) == []
-    assert report.accounting.unmatched == {"not-seen-upstream": 1}
+    assert report.accounting.unmatched == {"not-seen-upstream": 1, "icmp-error": 1}
 
 
 def test_nothing_is_lost_behind_the_end_of_a_capture(tmp_path: Path) -> None:
