@@ -154,6 +154,7 @@ def error_key(errors: Errors, level: int) -> NDArray[np.uint64]:
     word |= quoted.protocol.astype(np.uint64) << np.uint64(32)
     word |= errors.rest
     word *= M1
+    word ^= packets.version
     word ^= (quoted.ip_id.astype(np.uint64) << np.uint64(32)) | quoted.seq
     key = mix(word)
     if level >= LOOSE:

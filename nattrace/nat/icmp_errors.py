@@ -177,6 +177,9 @@ def resolve_errors(
             errors[i], errors[j], flows[i], flows[j], pair.edges, usual[i, j], pair.clock_bound_ns or 0
         )
         matched[i][found.a] = matched[j][found.b] = True
+        # a translator between IP versions makes another error of it (RFC 7915): its absence says nothing
+        alike = flows[i].version[pair.edges.flow_a] == flows[j].version[pair.edges.flow_b]
+        proving = np.where(alike, hop, -1)
         skipping = hop[found.edge] < 0
         beyond[i][found.a[skipping]] = beyond[j][found.b[skipping]] = True
         tied_i, tied_j = near_i.any(axis=1), near_j.any(axis=1)
@@ -194,7 +197,7 @@ def resolve_errors(
             rest = np.flatnonzero(alone & (quoted[point][0] >= 0))
             absent.append(
                 _absent(
-                    outcome, rest, quoted[point], pair, hop, conversations, coverage, (point, other, side)
+                    outcome, rest, quoted[point], pair, proving, conversations, coverage, (point, other, side)
                 )
             )
     _conclude(outcome, matched, beyond, absent, hears)

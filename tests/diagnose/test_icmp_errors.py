@@ -217,6 +217,27 @@ def test_nothing_is_lost_where_a_filter_may_have_left_icmp_out(tmp_path: Path) -
     assert report.accounting.unmatched == {"icmp-error": 1}
 
 
+def test_an_error_that_becomes_one_of_the_other_ip_version_is_not_lost(tmp_path: Path) -> None:
+    inside = replace(INSIDE6, dst="64:ff9b::c633:6401", protocol=TCP, dport=80, seq=0x12345678)
+    outside = replace(OUTSIDE, protocol=TCP, dport=80, seq=0x12345678)
+    points = Points()
+    points.frame()
+    for number in range(4):
+        sent = {"seq": 0x12345678 + 100 * number, "payload": b"number %d of several" % number, "flags": 24}
+        points.out(replace(inside, **sent), replace(outside, **sent))  # type: ignore[arg-type]
+    points.back(
+        error(ROUTER, PUBLIC, outside.ip(), kind=(3, 13)),
+        error("64:ff9b::cb00:7101", CONTAINER6, inside.ip(), kind=(1, 1), ttl=59),
+    )
+    report = report_of(points, tmp_path)
+
+    assert [flow.path for flow in report.flows if flow.initiator.sport in (40000, 61000)] == [
+        ("docker0", "eth0")
+    ]
+    assert codes(report) == []
+    assert report.accounting.unmatched == {"icmp-error": 2}
+
+
 def test_an_error_of_the_translator_itself_is_not_lost(tmp_path: Path) -> None:
     points = outward()
     points.back(None, error("172.17.0.1", CONTAINER, INSIDE.ip(), kind=(3, 1)))
