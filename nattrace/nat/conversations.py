@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nattrace.nat.error_counts import ErrorCounts
 from nattrace.nat.hops import HopCounts, Onward, count_hops, with_sent_samples
 from nattrace.nat.lifetimes import divide
 from nattrace.nat.orientation import opening_side
@@ -51,33 +52,6 @@ class Tuples:
     def take(self, rows: NDArray[Any] | slice) -> Tuples:
         """Return the given rows."""
         return Tuples(self.src[rows], self.dst[rows], self.sport[rows], self.dport[rows])
-
-
-@dataclass(slots=True)
-class ErrorCounts:
-    """ICMP errors about conversations, by kind; one row for each kind, in the order of the conversations."""
-
-    conversation: NDArray[np.int64]
-    type: NDArray[np.int64]
-    code: NDArray[np.int64]
-    mtu: NDArray[np.int64]  #: -1 for none
-    count: NDArray[np.int64]
-
-    @classmethod
-    def none(cls) -> ErrorCounts:
-        """Return no rows, as nearly all captures have it."""
-        return cls(*(np.empty(0, np.int64) for _ in range(5)))
-
-    def between(self, start: int, stop: int) -> dict[int, list[tuple[int, int, int | None, int]]]:
-        """Return (type, code, MTU, count) by conversation, for conversations `start` to `stop` (excluded)."""
-        found: dict[int, list[tuple[int, int, int | None, int]]] = {}
-        if self.count.size:
-            low, high = np.searchsorted(self.conversation, [start, stop])
-            rows = slice(int(low), int(high))
-            columns = (self.conversation, self.type, self.code, self.mtu, self.count)
-            for row, kind, code, mtu, count in zip(*(c[rows].tolist() for c in columns), strict=True):
-                found.setdefault(row, []).append((kind, code, mtu if mtu >= 0 else None, count))
-        return found
 
 
 @dataclass(slots=True)

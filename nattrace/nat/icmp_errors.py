@@ -17,7 +17,7 @@ from nattrace.match.bindings import edge_of
 from nattrace.match.icmp_errors import NO_FAULT, Errors
 from nattrace.match.quoted import flows_of_quotes, pair_errors
 from nattrace.match.ties import CANDIDATES
-from nattrace.nat.conversations import ErrorCounts
+from nattrace.nat.error_counts import ErrorCounts
 from nattrace.nat.hops import AMBIGUOUS, LOST, NOT_SEEN_UPSTREAM, REASON_NAMES
 from nattrace.table import ICMP, ICMPV6
 

@@ -11,6 +11,7 @@ import pytest
 from error_frames import PUBLIC, PUBLIC6, ROUTER, ROUTER6, SERVER, SERVER6, TCP, UDP, Packet, Points, error
 
 import nattrace
+from nattrace.match import prepare
 from nattrace.model import PacketRef, Unmatched
 
 if TYPE_CHECKING:
@@ -208,3 +209,27 @@ def test_an_hour_between_two_clocks_changes_nothing(tmp_path: Path) -> None:
 
     assert recall == 1.0
     assert "clock" in " ".join(f.code for f in report.findings)
+
+
+def test_only_so_many_errors_are_kept_and_the_others_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "ERRORS_LIMIT", 50)
+    net = network(1, version=4, errors=120, loss=0.0, ids=True, alike=False)
+    report = nattrace.analyze(*net.points.write(tmp_path))
+
+    right, wrong = judged(report, net)
+    assert (right, wrong) == (50, 0)
+    assert report.accounting.unmatched == {"icmp-error": 2 * 70}
+
+
+def test_a_mirror_port_shows_no_error_twice(tmp_path: Path) -> None:
+    net = network(1, version=4, errors=120, loss=0.0, ids=True, alike=False)
+    errors = [(time, data) for time, data in net.points.inside if data[9] == 1]
+    net.points.inside += [(time + 5_000, data) for time, data in errors]
+    net.inside |= {time + 5_000: net.inside[time] for time, _ in errors}
+    recall, report = check(net, tmp_path)
+
+    assert recall == 1.0
+    assert report.accounting.unmatched["duplicate"] == 120
+    assert sum(e.count for flow in report.flows for e in flow.icmp_errors) == 120
