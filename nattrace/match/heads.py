@@ -75,9 +75,9 @@ def _one_datagram(
 ) -> NDArray[np.bool_]:
     """Return which pairs are more than two packets with the same first bytes, which many protocols send always.
 
-    A TCP sequence number or an identification vouches for them; else only a checksum over the whole of both.
+    A sequence number or an identification vouches for them; else only a checksum over the whole of both.
     """
-    vouched = (flags & np.uint16(evidence.IP_ID | evidence.TCP_SEQ)) != 0
+    vouched = (flags & np.uint16(evidence.IP_ID | evidence.TCP_SEQ | evidence.ICMP_SEQ)) != 0
     cut = ((table_a.fragment[a] | table_b.fragment[b]) & np.uint16(MORE_FRAGMENTS)) != 0
     both = table_a.residual_known[a] & table_b.residual_known[b]
     same = table_a.residual[a] == table_b.residual[b]
