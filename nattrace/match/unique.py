@@ -35,6 +35,11 @@ _OUTVOTED = 8
 _CAREFUL_ROWS = 4_096
 _CAREFUL_SHARE = 0.9
 
+#: So many TCP packets of two identifications, and such a share of all, are no accident: lost packets whose
+#: repetitions were seen at the other point only are far fewer.
+_CHANCE_IDS = 8
+_CHANCE_SHARE = 0.25
+
 
 def match_unique(
     rows_a: Rows,
@@ -51,6 +56,10 @@ def match_unique(
     """
     ia, ib = unique_pairs(rows_a.exact[open_a], rows_b.exact[open_b])
     careful = ia.size < max(_CAREFUL_ROWS, _CAREFUL_SHARE * min(open_a.size, open_b.size))
+    if careful and _chance_ids(rows_a, open_a, rows_b, open_b):
+        told = rows_a.table.protocol[open_a[ia]] == TCP
+        told |= ~(commonplace(rows_a, open_a[ia]) | commonplace(rows_b, open_b[ib]))
+        ia, ib = ia[told], ib[told]
     first = _believe(rows_a, rows_b, open_a[ia], open_b[ib], window_ns, usual, book, careful=careful)
     left_a = _without(open_a, first.a, len(rows_a))
     left_b = _without(open_b, first.b, len(rows_b))
@@ -66,6 +75,19 @@ def match_unique(
         np.concatenate([first.b, second.b]),
         np.concatenate([first.flags, second.flags]),
     )
+
+
+def _chance_ids(rows_a: Rows, open_a: NDArray[np.int64], rows_b: Rows, open_b: NDArray[np.int64]) -> bool:
+    """Say whether IP identifications of one TCP packet so often differ that equal ones are no evidence.
+
+    So it is behind a box that writes its own (see `renumbered`).
+    """
+    a, b = unique_pairs(rows_a.content[open_a], rows_b.content[open_b])
+    a, b = open_a[a], open_b[b]
+    id_a, id_b = rows_a.table.ip_id[a], rows_b.table.ip_id[b]
+    numbered = (rows_a.table.protocol[a] == TCP) & (id_a != 0) & (id_b != 0)
+    differ = int((numbered & (id_a != id_b)).sum())
+    return differ >= _CHANCE_IDS and differ >= _CHANCE_SHARE * int(numbered.sum())
 
 
 def match_renumbered(

@@ -144,3 +144,20 @@ def test_a_proxy_s_own_identifications_teach_nothing(tmp_path: Path) -> None:
             network.send(c, payload, reply=n % 2 == 1)
     _, _, right = analyzed(network, tmp_path)
     assert right == 0
+
+
+def test_equal_identifications_behind_such_a_box_are_chance(tmp_path: Path) -> None:
+    """Keep-alives that all say the same, and identifications that count up on both sides of the box."""
+    network = Network(13)
+    box = Box(network, ("outbound",), counter=True)
+    made = conversations(network, 12, ("tcp", "udp"))
+    for n in range(60):
+        for k, c in enumerate(made):
+            network.wait_us(100, 300)
+            own = 7001 + (len(made) * n + k + 40) // 2  # what the box writes some packets later
+            reply = n % 2 == 1
+            payload = b"keep-alive, keep-alive" if c.protocol == "udp" else network.rng.randbytes(30)
+            miss = [point for point in ("inside", "outside") if network.rng.random() < 0.03]
+            box.send(c, payload, reply=reply, ip_id=None if reply else own, unseen=miss)
+    _, _, right = analyzed(network, tmp_path)
+    assert right > 12 * 60 * 0.4  # the TCP packets at least, nearly all of them
