@@ -44,8 +44,8 @@ SOON_NS = 10_000_000
 
 #: TCP flags that routers leave alone; those of ECN they may clear (kernel: xt_ECN).
 FLAGS = np.uint16(0x03F)
-#: L4 bytes up to the flags (RFC 9293 section 3.1).
-_FLAGS_END = 14
+#: L4 bytes up to the sequence number (RFC 9293 section 3.1); what is cut off behind it is 0 on both sides.
+_SEQ_END = 8
 _S16, _S32 = np.uint64(16), np.uint64(32)
 
 
@@ -105,8 +105,8 @@ def worth_waiting(
 
 
 def legible(table: PacketTable, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return which rows are whole TCP packets of which numbers and flags are there."""
-    result: NDArray[np.bool_] = (table.protocol[rows] == TCP) & (table.l4_visible[rows] >= _FLAGS_END)
+    """Return which rows are whole TCP packets of which the sequence number at least is there."""
+    result: NDArray[np.bool_] = (table.protocol[rows] == TCP) & (table.l4_visible[rows] >= _SEQ_END)
     result &= (table.fragment[rows] & np.uint16(MORE_FRAGMENTS | FRAGMENT_OFFSET)) == 0
     return result
 

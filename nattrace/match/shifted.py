@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from nattrace.match.rows import Rows
     from nattrace.table import AddressBook, PacketTable
 
+#: L4 bytes up to the flags, and bytes of TCP options at most (RFC 9293 section 3.1).
+_FLAGS_END, _TCP_OPTION_BYTES = 14, 40
 _S16, _S32 = np.uint64(16), np.uint64(32)
 
 
@@ -217,6 +219,7 @@ def _by_numbers(
     good &= apart <= np.where(no_id, SOON_NS, TIE_WINDOW_NS)
     # a proxy repeats the client's handshake in its own, without IP ids: what has none crosses only behind it
     syn = (here.column("tcp_flags")[a] & np.uint16(TCP_SYN)) != 0
+    syn |= no_id & (here.column("l4_visible")[a] < _FLAGS_END)
     good &= ~known.whole[here.lane[a]] | (~syn & ~(no_id & (here.early[a] | there.early[b])))
     return a[good], b[good], forward[good], backward[good]
 
@@ -268,7 +271,9 @@ def _answered(side: _Side, known: _Known, taken: NDArray[np.int64]) -> NDArray[n
     """Return places of packets that a proxy made or swallowed: without data, before anything has crossed."""
     alone = np.ones(side.rows.size, np.bool_)
     alone[taken] = False
-    alone &= known.whole[side.lane] & side.early & (side.column("payload_length") == 0)
+    # where the data offset was cut off, options look like payload
+    empty = np.where(side.column("l4_visible") < _FLAGS_END, _TCP_OPTION_BYTES, 0)
+    alone &= known.whole[side.lane] & side.early & (side.column("payload_length") <= empty)
     return np.flatnonzero(alone)
 
 
