@@ -53,8 +53,12 @@ class _Runs:
     def at(self, lane: NDArray[np.int64], time_ns: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the piece nearest in time, of the lane or else of its other direction; -1 where there is none."""
         result = np.full(lane.size, -1, np.int64)
-        for each in np.unique(lane).tolist():
-            rows = np.flatnonzero(lane == each)
+        order = np.argsort(lane, kind="stable")
+        starts = np.flatnonzero(np.diff(lane[order], prepend=-1))
+        stops = np.append(starts[1:], lane.size)
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=False):
+            rows = order[start:stop]
+            each = int(lane[rows[0]])
             for own in (each, each ^ 1):
                 low, high = np.searchsorted(self.lane, [own, own + 1])
                 if low == high:
