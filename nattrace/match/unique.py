@@ -28,6 +28,7 @@ FAR_NS = 1_000_000_000
 REPEAT_NS = 10_000_000
 #: IP identifications of a device that counts from its start are small; then many devices send the same ones.
 _YOUNG_ID = 1024
+_YOUNG_SEQ = 1 << 16
 #: So many times as many pairs of another binding outvote those that rest on an identification.
 _OUTVOTED = 8
 #: Windows with fewer candidates than this, or with fewer than this share of their packets among them, are
@@ -142,6 +143,11 @@ def _believe(
         if careful:
             unsure = unsure[~worn]
             good[unsure[_outvoted(rows_a, a, rows_b, b, good, unsure)]] = False
+    if careful:
+        numbered_by_hand = np.flatnonzero(good & tcp & _made_up(rows_a.table.seq[a]))
+        if numbered_by_hand.size:
+            x, y = a[numbered_by_hand], b[numbered_by_hand]
+            good[numbered_by_hand[_blank_segments(rows_a, x) | _blank_segments(rows_b, y)]] = False
     acknowledged = tcp & ((flags & evidence.TCP_ACK) != 0)
     # a segment without an IP id may be another copy of itself, but not so soon
     usual.learn(delta[good & (told_apart | (acknowledged & (apart <= TCP_REPEAT_NS)))])
@@ -161,11 +167,13 @@ def _believe(
 def _worn_ids(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return for which chosen rows the IP identification does not tell packets apart that say the same.
 
-    So it is for small ones, and where several packets that say the same have the same identification much
-    more often than chance would have it: their senders count in step.
+    So it is for small ones, for those of two equal bytes (filled like the packet), and where several packets
+    that say the same have the same identification much more often than chance would have it: their senders
+    count in step.
     """
     table = rows.table
-    worn: NDArray[np.bool_] = table.ip_id[chosen] < _YOUNG_ID
+    own_id = table.ip_id[chosen]
+    worn: NDArray[np.bool_] = (own_id < _YOUNG_ID) | (own_id % 0x0101 == 0)
     alike = np.flatnonzero((table.protocol != TCP) & (table.ip_id != 0))
     said, place = np.unique(commonplace_keys(table, alike), return_inverse=True)
     place = place.reshape(-1)
@@ -178,6 +186,30 @@ def _worn_ids(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
     if said.size:
         worn |= in_step[own]
     return worn
+
+
+def _made_up(seq: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Return which TCP sequence numbers are no random ones (RFC 6528): below 2**16, or four equal bytes.
+
+    Packets that were made by hand begin with 0, 1 or 1000, and fuzzed ones are filled with one byte.
+    """
+    made_up: NDArray[np.bool_] = (seq < _YOUNG_SEQ) | (seq % np.uint32(0x01010101) == 0)
+    return made_up
+
+
+def _blank_segments(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which of the chosen segments, of made up numbers, say nothing and share their IP identification."""
+    table = rows.table
+    filled = fillings()
+    hashes = table.content_hash[chosen]
+    blank = filled[np.minimum(np.searchsorted(filled, hashes), filled.size - 1)] == hashes
+    blank |= table.payload_length[chosen] == 0
+    others = np.flatnonzero((table.protocol == TCP) & _made_up(table.seq))
+    ids, count = np.unique(table.ip_id[others], return_counts=True)
+    own = table.ip_id[chosen]
+    shared = (count[np.searchsorted(ids, own)] > 1) | (own % 0x0101 == 0)
+    result: NDArray[np.bool_] = blank & shared
+    return result
 
 
 def _outvoted(
@@ -214,7 +246,7 @@ def _outvoted(
 def commonplace(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return for each chosen row whether another packet of the window says the very same.
 
-    A payload of equal bytes counts as said by others. Never so for TCP, where the sequence number tells
+    A payload of equal bytes counts as said by others, and so does one of which nothing is to be seen. Never so for TCP, where the sequence number tells
     packets apart.
     """
     if rows.said is None:
@@ -231,7 +263,7 @@ def commonplace(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
     result[asked] |= filled[np.minimum(np.searchsorted(filled, hashes), filled.size - 1)] == hashes
     bare = asked[rows.table.content_length[chosen[asked]] == 0]
     if bare.size:
-        result[bare] |= blank_echoes(rows.table, chosen[bare])
+        result[bare] |= blank_echoes(rows.table, chosen[bare]) | ~rows.table.residual_known[chosen[bare]]
     return result
 
 
