@@ -43,7 +43,7 @@ FAMILIES = (
             "http/get.pcap", "http/get_nosyn.pcap", "http/get-without-fins.pcap", "http-qinq-0.pcap",
             "http-vlan-0.pcap", "postgresql/http-on-port-5432.pcap", "tcp/handshake-reorder.pcap",
             "tcp/http-on-irc-port-missing-syn.pcapng", "tcp/no-handshake.pcap", "tcp/syn.pcap",
-            "tcp/syn-synack.pcap", "vlan-collisions.pcap", "vlan-qinqinq.pcap",
+            "tcp/syn-bad.pcap", "tcp/syn-synack.pcap", "vlan-collisions.pcap", "vlan-qinqinq.pcap",
         }
     ),
 )  # fmt: skip
