@@ -6,7 +6,7 @@ the earliest. Errors are rare, but a scan makes millions: only so many are kept,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -70,6 +70,13 @@ class Errors:
         """Return the first `at_most` errors of a batch, in the order of the file."""
         kept = quotes.take(np.argsort(quotes.row, kind="stable")[: max(at_most, 0)])
         return cls(table.take(kept.row), kept.packets, kept.rest, kept.l4_length)
+
+    def without_ids(self) -> Errors:
+        """Return the same without IP identifications, for where a box writes its own (see `renumbered`)."""
+        none = np.zeros(len(self), np.uint32)
+        return replace(
+            self, packets=replace(self.packets, ip_id=none), quoted=replace(self.quoted, ip_id=none)
+        )
 
     def take(self, rows: NDArray[np.int64]) -> Errors:
         """Return the given rows."""

@@ -28,7 +28,7 @@ from nattrace.match.icmp_errors import (
     Located,
     error_key,
 )
-from nattrace.match.keys import M1, M2, flow_hash, mix
+from nattrace.match.keys import M2, flow_hash, mix
 from nattrace.match.misquoted import pair_broken, pair_untranslated
 from nattrace.match.pairing import group_ids, nearest_pairs, unique_pairs
 from nattrace.match.ties import CANDIDATES, TIE_WINDOW_NS
@@ -77,12 +77,17 @@ def pair_errors(
     edges: Edges,
     usual: Usual,
     clock_bound_ns: int = 0,
+    *,
+    renumbered: bool = False,
 ) -> tuple[ErrorPairs, NDArray[np.uint32], NDArray[np.uint32]]:
     """Pair the errors of two points; flows and edges are merged ones, clocks differ by `clock_bound_ns` at most.
 
+    `renumbered` where a box between the points writes IP identifications of its own, which then say nothing.
     Returns the pairs, and for the rows of either side the frames of the errors that an unpaired one could be, 0 for
     none; shape (rows, CANDIDATES).
     """
+    if renumbered:
+        errors_a, errors_b = errors_a.without_ids(), errors_b.without_ids()
     side_a, side_b = _locate(errors_a, flows_a, edges, 0), _locate(errors_b, flows_b, edges, 1)
     free_a, free_b = np.ones(len(errors_a), np.bool_), np.ones(len(errors_b), np.bool_)
     lost_a, lost_b = free_a.copy(), free_b.copy()
@@ -265,6 +270,5 @@ def _tied(a: Located, b: Located, size_a: int, size_b: int) -> tuple[NDArray[np.
 
 
 def _tie_key(side: Located) -> NDArray[np.uint64]:
-    """Return keys that are equal where two errors could be one: an IP identification of their own tells them apart."""
-    own = error_key(side.errors, LOOSE) ^ (side.errors.packets.ip_id.astype(np.uint64) + np.uint64(1)) * M1
-    return mix(own[side.row] ^ side.lane() * M2)
+    """Return keys that are equal where two errors could be one, if boxes write IP identifications of their own."""
+    return mix(error_key(side.errors, LOOSE)[side.row] ^ side.lane() * M2)

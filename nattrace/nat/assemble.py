@@ -109,7 +109,10 @@ def assemble(
             by_layer([at.errors for at in matcher.points], flows, pairs, layers),
             flows,
             pairs,
-            {key: state.usual for key, state in matcher.pairs.items()},
+            {
+                key: (state.usual, state.identifications.renumbered != 0)
+                for key, state in matcher.pairs.items()
+            },
             conversations,
             {key: hop_of_edge for key, (_, hop_of_edge) in edges.items()},
             conversation_of,

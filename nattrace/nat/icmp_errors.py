@@ -134,7 +134,7 @@ def resolve_errors(
     errors: Sequence[Errors],
     flows: Sequence[Flows],
     pairs: Mapping[tuple[int, int], PairEvidence],
-    usual: Mapping[tuple[int, int], Usual],
+    usual: Mapping[tuple[int, int], tuple[Usual, bool]],
     conversations: Conversations,
     hop_of_edge: Mapping[tuple[int, int], NDArray[np.int64]],
     conversation_of: Sequence[NDArray[np.int64]],
@@ -143,6 +143,7 @@ def resolve_errors(
 ) -> ErrorOutcome:
     """Match the errors of all points, find their conversations, and leave the counts in `conversations`.
 
+    `usual` says by pair of points how long packets take, and whether a box writes IP identifications of its own;
     `hop_of_edge` gives the hop of every merged edge of a pair of points, -1 for none; `conversation_of` the
     (first) conversation of every merged flow of a point.
     """
@@ -173,8 +174,16 @@ def resolve_errors(
         if not len(errors[i]) and not len(errors[j]):
             continue
         pair, hop = pairs[i, j], hop_of_edge[i, j]
+        usual_ns, renumbered = usual[i, j]
         found, near_i, near_j = pair_errors(
-            errors[i], errors[j], flows[i], flows[j], pair.edges, usual[i, j], pair.clock_bound_ns or 0
+            errors[i],
+            errors[j],
+            flows[i],
+            flows[j],
+            pair.edges,
+            usual_ns,
+            pair.clock_bound_ns or 0,
+            renumbered=renumbered,
         )
         matched[i][found.a] = matched[j][found.b] = True
         # a translator between IP versions makes another error of it (RFC 7915): its absence says nothing

@@ -8,10 +8,24 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pytest
-from error_frames import PUBLIC, PUBLIC6, ROUTER, ROUTER6, SERVER, SERVER6, TCP, UDP, Packet, Points, error
+from error_frames import (
+    PUBLIC,
+    PUBLIC6,
+    ROUTER,
+    ROUTER6,
+    SERVER,
+    SERVER6,
+    TCP,
+    UDP,
+    Packet,
+    Points,
+    checksum,
+    error,
+)
 
 import nattrace
 from nattrace.match import prepare
+from nattrace.match.renumbered import EVERYWHERE, Identifications
 from nattrace.model import PacketRef, Unmatched
 
 if TYPE_CHECKING:
@@ -233,3 +247,28 @@ def test_a_mirror_port_shows_no_error_twice(tmp_path: Path) -> None:
     assert recall == 1.0
     assert report.accounting.unmatched["duplicate"] == 120
     assert sum(e.count for flow in report.flows for e in flow.icmp_errors) == 120
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_box_that_writes_ip_identifications_of_its_own_loses_no_error(
+    learned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = network(1, version=4, errors=120, loss=0.0, ids=True, alike=False)
+    own = random.Random(5)
+
+    def renumbered(data: bytes) -> bytes:
+        data = data[:4] + own.randrange(1, 65536).to_bytes(2, "big") + data[6:10] + bytes(2) + data[12:]
+        return data[:10] + checksum(data[:20]).to_bytes(2, "big") + data[12:]
+
+    net.points.inside = [
+        (time, renumbered(data) if data[9] == 1 else data) for time, data in net.points.inside
+    ]
+    if learned:
+        monkeypatch.setattr(Identifications, "renumbered", property(lambda _: EVERYWHERE))
+    recall, report = check(net, tmp_path)
+
+    assert not [f.code for f in report.findings if f.code.startswith("icmp-error")]
+    if learned:
+        assert recall == 1.0
+    else:  # then two identifications are two errors, but nobody says that one of them was lost
+        assert report.accounting.unmatched == {"ambiguous": 240}
