@@ -235,7 +235,7 @@ def test_across_ip_versions_an_embedded_address_is_a_kept_end() -> None:
 
 def test_every_flag_has_a_name() -> None:
     assert evidence.names(0) == ()
-    assert evidence.names((1 << 12) - 1) == (
+    assert evidence.names((1 << 14) - 1) == (
         "icmp-seq", "tcp-seq", "tcp-ack", "payload", "checksum", "ip-id", "same-src", "same-dst", "binding",
-        "nearest", "shifted-numbers", "rewritten-payload",
+        "nearest", "byte-range", "quote", "shifted-numbers", "rewritten-payload",
     )  # fmt: skip
