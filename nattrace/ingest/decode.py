@@ -54,8 +54,8 @@ def decode(
     later fragments), CRCs (SCTP), checksums cut off or left to the network card (they equal the pseudo-header
     sum), ICMP errors (NAT rewrites the quote) and IPv6 routing headers (the sum is over another destination).
 
-    An ICMPv6 echo has the residual that the same ICMP echo has (no length, no next header, ICMP's type), because
-    NAT64 makes one of the other; a fragment of one has none, because the pseudo-header's length is not in it.
+    An ICMPv6 echo has the residual that the same ICMP echo has (no next header, ICMP's type), because NAT64 makes one
+    of the other; only the length of its datagram is in it as well, which a fragment does not tell.
 
     ``payload_length`` takes a TCP header whose data offset was cut off as 20 bytes.
 

@@ -24,7 +24,6 @@ from nattrace.table import (
     FRAGMENT_OFFSET,
     ICMP,
     ICMPV6,
-    MORE_FRAGMENTS,
     SCTP,
     TCP,
     TCP_SYN,
@@ -94,7 +93,7 @@ _MIX: Final = tuple(
 )
 _MIX_LENGTH: Final = np.uint64(0x27D4EB2F165667C5)
 # What an ICMPv6 echo's checksum covers beyond ICMP's: the type's difference, at its place in the first word, and
-# the pseudo-header's next header (RFC 4443 section 2.3; its length is added where it is known).
+# the pseudo-header's next header (RFC 4443 section 2.3); its length is left in, see `keys.without_length`.
 _BEYOND_ICMP = np.zeros(256, np.uint64)
 _BEYOND_ICMP[ECHO_REQUEST_V6] = ((ECHO_REQUEST_V6 - ECHO_REQUEST) << 8) + ICMPV6
 _BEYOND_ICMP[ECHO_REPLY_V6] = ((ECHO_REPLY_V6 - ECHO_REPLY) << 8) + ICMPV6
@@ -263,10 +262,8 @@ def _residual(
         unfinished[queries] = False  # no sender leaves ICMP or ICMPv6 to the card; equal sums are chance
     six = queries[(kind[queries] == _ICMPV6) & (_BEYOND_ICMP[table.icmp_type[queries]] != 0)]
     if six.size:
-        # as ICMP would have it, so that both sides of a NAT64 compare (RFC 7915 section 4.2)
-        total[six] += _BEYOND_ICMP[table.icmp_type[six]] + length[six].astype(np.uint64)
-        # the pseudo-header has the length of the whole datagram, which a fragment does not tell
-        known[six] &= rows.fragment[six] & np.uint16(MORE_FRAGMENTS) == 0
+        # as ICMP would have it but for the length, which a first fragment of the datagram does not tell
+        total[six] += _BEYOND_ICMP[table.icmp_type[six]]
     known &= ~unfinished
     residual = 0xFFFF - _fold(total)
     residual *= residual != 0xFFFF

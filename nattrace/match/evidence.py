@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from nattrace.match.keys import ACK_END, has_ports
+from nattrace.match.keys import ACK_END, has_ports, without_length
 from nattrace.table import FRAGMENT_OFFSET, ICMP, ICMPV6, TCP, TCP_SYN
 
 if TYPE_CHECKING:
@@ -103,13 +103,16 @@ def weigh(
     content_length = a("content_length")
     both_residuals = a("residual_known") & b("residual_known")
     same_residual = a("residual") == b("residual")
+    version_a, version_b = a("version"), b("version")
+    same_version = version_a == version_b
+    across = np.flatnonzero(~same_version)
+    if across.size:
+        sums = without_length(table_a, rows_a[across]), without_length(table_b, rows_b[across])
+        same_residual[across] = sums[0] == sums[1]
     flags |= (content_length > 0) * np.uint16(PAYLOAD)
     flags |= (both_residuals & same_residual) * np.uint16(CHECKSUM)
 
     id_a, id_b = a("ip_id"), b("ip_id")
-    version_a, version_b = a("version"), b("version")
-    same_version = version_a == version_b
-    across = np.flatnonzero(~same_version)
     if across.size:
         # a fragment header has 32 bits; NAT64 carries the low 16 over (RFC 7915 section 5.1.1)
         id_a[across] &= np.uint32(0xFFFF)

@@ -39,6 +39,7 @@ M2 = np.uint64(0xC2B2AE3D27D4EB4F)
 M3 = np.uint64(0xFF51AFD7ED558CCD)
 _S16, _S17, _S29, _S31, _S32, _S48 = (np.uint64(n) for n in (16, 17, 29, 31, 32, 48))
 
+_ECHO_HEADER_BYTES = 8  # RFC 792, RFC 4443
 #: L4 bytes that must be comparable before a TCP field may enter a key (RFC 9293 section 3.1).
 ACK_END, _FLAGS_END, _WINDOW_END = 12, 14, 16
 
@@ -82,7 +83,7 @@ def packet_keys(
         if icmp.any():
             # type, code and residual ride where TCP has its acknowledgement number
             summed = icmp & table.residual_known if residuals else np.zeros(len(table), np.bool_)
-            residual = np.where(summed, table.residual, np.uint16(0)).astype(np.uint32)
+            residual = np.where(summed, without_length(table, slice(None)), np.uint16(0)).astype(np.uint32)
             protocol, icmp_type = _as_icmp(protocol, table.icmp_type)
             kind = (icmp_type.astype(np.uint32) << np.uint32(8)) | table.icmp_code
             ack = np.where(icmp, (kind << np.uint32(16)) | residual, ack)
@@ -106,6 +107,18 @@ def packet_keys(
     content = mix(word)
     exact: NDArray[np.uint64] = content ^ (table.ip_id.astype(np.uint64) + np.uint64(1)) * M1
     return content, mix(exact)
+
+
+def without_length(table: PacketTable, rows: NDArray[np.int64] | slice) -> NDArray[np.uint16]:
+    """Return checksum residuals, those of whole ICMPv6 echoes without the length that ICMP's do not hold."""
+    residual: NDArray[np.uint16] = table.residual[rows]
+    protocol = table.protocol[rows]
+    six = np.flatnonzero((protocol == ICMPV6) & ((table.fragment[rows] & np.uint16(MORE_FRAGMENTS)) == 0))
+    if six.size:
+        residual = residual.copy()
+        length = table.payload_length[rows][six].astype(np.int64) + _ECHO_HEADER_BYTES
+        residual[six] = (residual[six].astype(np.int64) - length) % 65535
+    return residual
 
 
 def _as_icmp(
@@ -138,10 +151,10 @@ def commonplace_keys(table: PacketTable, rows: NDArray[np.int64]) -> NDArray[np.
 def blank_echoes(table: PacketTable, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return which of the given packets are ICMP queries whose payload is all zeros or ones by its checksum.
 
-    An ICMPv6 echo's residual is that of the same ICMP echo (see `decode`).
+    An ICMPv6 echo's residual is that of the same ICMP echo, the length apart (see `decode`).
     """
     protocol, icmp_type = _as_icmp(table.protocol[rows], table.icmp_type[rows])
-    rest = table.residual[rows].astype(np.int64) - (table.seq[rows] & np.uint32(0xFFFF))
+    rest = without_length(table, rows).astype(np.int64) - (table.seq[rows] & np.uint32(0xFFFF))
     rest -= (icmp_type.astype(np.int64) << 8) | table.icmp_code[rows]
     blank: NDArray[np.bool_] = (rest % 65535 == 0) & table.residual_known[rows] & (protocol == ICMP)
     return blank

@@ -301,12 +301,10 @@ def twin_l4(row: dict[str, Any], l4: bytes, length: int, addresses: bytes, *, ro
             row["residual_known"] = 1
             row["residual"] = (-checksum - ones_sum(touched)) % 65535
             if protocol == 58 and row["icmp_type"] in (128, 129):
-                # an ICMPv6 echo as the ICMP echo that a NAT64 makes of it: no pseudo-header, the other type
+                # an ICMPv6 echo as the ICMP echo that a NAT64 makes of it: no next header, the other type
                 kind = 8 if row["icmp_type"] == 128 else 0
-                beyond = length + 58 + ((row["icmp_type"] - kind) << 8)
+                beyond = 58 + ((row["icmp_type"] - kind) << 8)
                 row["residual"] = (row["residual"] - beyond) % 65535
-                if row["fragment"] & 0x2000:
-                    row["residual"] = row["residual_known"] = 0
     return max(length - header, 0)
 
 
