@@ -58,7 +58,9 @@ def match_heads(rows_a: Rows, rows_b: Rows, window_ns: int, usual: Usual, book: 
     if not a.size or not b.size:
         return Matches(a[:0], b[:0], np.empty(0, np.uint16))
     heads_a, heads_b = _as_heads(rows_a, a), _as_heads(rows_b, b)
-    found = match_unique(heads_a, np.arange(a.size), heads_b, np.arange(b.size), window_ns, usual, book)
+    found = match_unique(
+        heads_a, np.arange(a.size), heads_b, np.arange(b.size), window_ns, usual, book, min(a.size, b.size)
+    )
     a, b = a[found.a], b[found.b]
     # equals were compared before, and refused for a reason
     good = rows_a.content[a] != rows_b.content[b]

@@ -21,7 +21,7 @@ from nattrace.match.rows import Rows
 from nattrace.table import TCP, TCP_SYN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -58,14 +58,12 @@ class Sightings:
 
         `rows` are the point's next packets in file order, with their keys.
         """
-        before = self._before
-        start = 0 if before is None else len(before)
-        exact = rows.exact if before is None else np.concatenate([before.exact, rows.exact])
+        parts = [rows] if self._before is None else [self._before, rows]
+        start = 0 if self._before is None else len(self._before)
+        again = _soon_again(parts)
         duplicate = np.empty(0, np.int64)
-        ordered = np.sort(exact)
-        if (ordered[1:] == ordered[:-1]).any():
-            both = rows if before is None else Rows.concatenate([before, rows])
-            duplicate = self._learn(both, book)
+        if again.size:
+            duplicate = again[self._learn(_taken(parts, again), parts, book)]
             duplicate = duplicate[duplicate >= start] - start
         self._before = _copied(rows, max(len(rows) - _REMEMBERED, 0))
         if not duplicate.size and not any(self.turn_of_flow.values()):
@@ -86,8 +84,11 @@ class Sightings:
             result = np.where(keys[place] == hashes, turns[place], np.int8(0))
         return result
 
-    def _learn(self, rows: Rows, book: AddressBook) -> NDArray[np.int64]:
-        """Give flows that repeat each other's packets layers of their own; return the duplicates' indices."""
+    def _learn(self, rows: Rows, everything: Sequence[Rows], book: AddressBook) -> NDArray[np.int64]:
+        """Give flows that repeat each other's packets layers of their own; return the duplicates' indices.
+
+        `rows` are those among `everything` of which there are others of the same key close in time.
+        """
         hashes, backward = flow_hash(rows.table)
         duplicates = self._duplicates(rows, hashes, backward, book)
         first, second, group, extent = _repeated(rows.exact)
@@ -104,7 +105,8 @@ class Sightings:
         others = np.flatnonzero(changed & (table.protocol[first] != TCP))
         common = np.zeros(first.size, np.bool_)
         if others.size:
-            said = np.sort(commonplace_keys(table, np.arange(len(rows))))
+            keys = [commonplace_keys(part.table, np.arange(len(part))) for part in everything]
+            said = np.sort(np.concatenate(keys))
             own = commonplace_keys(table, first[others])
             count = np.searchsorted(said, own, "right") - np.searchsorted(said, own, "left")
             common[others] = count > extent[others]
@@ -175,6 +177,31 @@ def _repeated(
     group = np.repeat(np.arange(starts.size), size)
     place = np.flatnonzero(group[1:] == group[:-1])
     return order[place], order[place + 1], group[place], size[group[place]]
+
+
+def _soon_again(parts: Sequence[Rows]) -> NDArray[np.int64]:
+    """Return the rows of which others have the same exact key within _AGAIN_NS, as indices into all parts."""
+    exact = np.concatenate([part.exact for part in parts])
+    time = np.concatenate([part.table.time_ns for part in parts])
+    order, starts = sorted_groups(exact)
+    if starts.size == order.size:
+        return np.empty(0, np.int64)
+    alike = np.ones(order.size, np.bool_)
+    alike[starts] = False  # each row but the first of its key
+    place = np.flatnonzero(alike)
+    place = place[np.abs(time[order[place]] - time[order[place - 1]]) <= _AGAIN_NS]
+    return np.unique(order[np.concatenate([place - 1, place])])
+
+
+def _taken(parts: Sequence[Rows], chosen: NDArray[np.int64]) -> Rows:
+    """Return the chosen rows of all parts together; `chosen` ascends."""
+    start = 0
+    taken = []
+    for part in parts:
+        here = chosen[(chosen >= start) & (chosen < start + len(part))]
+        taken.append(part.take(here - start))
+        start += len(part)
+    return Rows.concatenate(taken)
 
 
 def _copied(rows: Rows, start: int) -> Rows:

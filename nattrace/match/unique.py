@@ -31,7 +31,7 @@ _YOUNG_ID = 1024
 _YOUNG_SEQ = 1 << 16
 #: So many times as many pairs of another binding outvote those that rest on an identification.
 _OUTVOTED = 8
-#: Windows with fewer candidates than this, or with fewer than this share of their packets among them, are
+#: Windows with fewer candidates than this, or with fewer than this share of their new packets among them, are
 #: looked through for identifications that do not tell packets apart. In all others they do.
 _CAREFUL_ROWS = 4_096
 _CAREFUL_SHARE = 0.9
@@ -50,13 +50,15 @@ def match_unique(
     window_ns: int,
     usual: Usual,
     book: AddressBook,
+    fresh: int,
 ) -> Matches:
     """Match packets whose key is unique on both sides and whose evidence suffices by itself.
 
-    `open_a` and `open_b` are the indices of the rows that have no partner yet.
+    `open_a` and `open_b` are the indices of the rows that have no partner yet; of the side that has fewer new
+    ones, `fresh` were not looked at before.
     """
     ia, ib = unique_pairs(rows_a.exact[open_a], rows_b.exact[open_b])
-    careful = ia.size < max(_CAREFUL_ROWS, _CAREFUL_SHARE * min(open_a.size, open_b.size))
+    careful = ia.size < max(_CAREFUL_ROWS, _CAREFUL_SHARE * fresh)
     if careful and _chance_ids(rows_a, open_a, rows_b, open_b):
         told = rows_a.table.protocol[open_a[ia]] == TCP
         told |= ~(commonplace(rows_a, open_a[ia]) | commonplace(rows_b, open_b[ib]))
@@ -224,7 +226,14 @@ def _outvoted(
 
     NAT keeps one binding of a flow at a time, so a few pairs beside it share an identification by chance.
     """
-    chosen = np.flatnonzero(good)
+    if not unsure.size:
+        return np.zeros(0, np.bool_)
+    rivals = np.zeros(good.size, np.bool_)
+    for flow in (rows_a.flow[a], rows_b.flow[b]):
+        asked = np.zeros(int(flow.max()) + 1, np.bool_)
+        asked[flow[unsure]] = True
+        rivals |= asked[flow]
+    chosen = np.flatnonzero(good & rivals)
     time = rows_a.table.time_ns[a[chosen]]
     binding = (rows_a.flow[a[chosen]] << 32) | rows_b.flow[b[chosen]]
     bindings, member, pairs = np.unique(binding, return_inverse=True, return_counts=True)

@@ -51,6 +51,7 @@ class PointState:
     flows: list[Flows] = field(default_factory=list)
     flow_count: int = 0
     decoded: int = 0
+    tried: int = 0  #: rows at the start of the window that were there when it was last matched
     errors: Errors = field(default_factory=Errors.empty)  #: kept apart: they are matched by `match_errors`
     _found: dict[int, NDArray[np.bool_]] = field(default_factory=dict)
     _merged: tuple[int, tuple[Flows, NDArray[np.int64]]] | None = None
@@ -179,7 +180,8 @@ class Matcher:
         pair = self._pair(i, j)
         pair.timed = len(self.points) > 2  # two points make one hop, which nothing can divide
         open_a, open_b = np.flatnonzero(~a.paired[j]), np.flatnonzero(~b.paired[i])
-        found = match_unique(rows_a, open_a, rows_b, open_b, REACH_NS, pair.usual, self.book)
+        fresh = min(int((of >= at.tried).sum()) for at, of in ((a, open_a), (b, open_b)))
+        found = match_unique(rows_a, open_a, rows_b, open_b, REACH_NS, pair.usual, self.book, fresh)
         pair.commit(rows_a, rows_b, found)
         a.paired[j, found.a] = True
         b.paired[i, found.b] = True
@@ -202,6 +204,7 @@ class Matcher:
                 self.on_lonely(n, rows[n].take(np.flatnonzero(leaving[n])))
             stay = np.flatnonzero(~(leaving[n] | self._done(n, state)))
             state.window.keep(stay)
+            state.tried = stay.size
             state.paired = state.paired[:, stay]
 
     def _done(self, point: int, state: PointState) -> NDArray[np.bool_]:
