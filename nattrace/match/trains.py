@@ -206,10 +206,14 @@ def _continued(large: _Side, trains: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def _is_numbered(small: _Side, begin: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return whether identifications tell positions: not over IPv6, nor where all that follow have the same one."""
+    """Return whether identifications tell positions: not over IPv6, nor where all that follow have the same one.
+
+    Where nothing of the lane follows, nothing says so.
+    """
     following = np.minimum(begin + 1, small.row.size - 1)
-    same = small.table.ip_id[following] == small.table.ip_id[begin]
-    result: NDArray[np.bool_] = (small.table.version[begin] == 4) & ~(same & (following != begin))
+    result: NDArray[np.bool_] = (small.table.version[begin] == 4) & (following != begin)
+    result &= small.lane[following] == small.lane[begin]
+    result &= small.table.ip_id[following] != small.table.ip_id[begin]
     return result
 
 
