@@ -202,7 +202,7 @@ def test_accuracy_counts_what_nattrace_got_right(pair: Path, truth: dict[str, An
     counts = _accuracy(pair)
     assert counts["packets"] == 2 * PACKETS
     assert counts["pairs"] == len(truth["pairs"])
-    assert counts["pairs_right"] > 0.99 * len(truth["pairs"])
+    assert counts["pairs_right"] > 0.98 * len(truth["pairs"])
     assert counts["pairs_wrong"] <= 2
     assert counts["bindings"] == len(truth["client"])
     assert counts["bindings_found"] > 0.98 * len(truth["client"])
