@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from nattrace.ingest import Capture, PointInfo, Source
-    from nattrace.match.clocks import Clocks
-    from nattrace.match.corrected import Corrected
+    from nattrace.match.clock.compare import Clocks
+    from nattrace.match.clock.corrected import Corrected
     from nattrace.match.intake import LayerInfo
     from nattrace.match.pair import PairState
     from nattrace.match.windows import Matcher
@@ -108,7 +108,7 @@ def _read(
     options.day_ns = _first_day_ns(captures)
     corrected: Corrected | None = None
     if clocks is not None:
-        from nattrace.match.corrected import Corrected as Corrections  # noqa: PLC0415 - of several clocks only
+        from nattrace.match.clock.corrected import Corrected as Corrections  # noqa: PLC0415 - of several clocks only
 
         corrected = Corrections(clocks.corrections)
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from nattrace.match.corrected import Recorded
+    from nattrace.match.clock.corrected import Recorded
     from nattrace.match.rows import Rows
     from nattrace.model import Direction
     from nattrace.nat.conversations import Conversations

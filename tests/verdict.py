@@ -145,3 +145,17 @@ def crossing(flow: Flow, first: str, second: str, direction: str) -> Crossing:
 def plain(value: Any) -> Any:
     """Return numpy arrays as lists, for readable comparisons."""
     return value.tolist() if hasattr(value, "tolist") else value
+
+
+def rows_told(report: Report) -> dict[tuple[int, int], Rewrite]:
+    """Return the rows that a report tells by (inside frame, outside frame)."""
+    rows: dict[tuple[int, int], Rewrite] = {}
+    for row in report.rewrites.all():
+        if isinstance(row, Rewrite):
+            frames = {each.point: each.frame for each in (row.before, row.after)}
+            if len(frames) == 1:  # two sightings of one point
+                continue
+            pair = (frames["inside"], frames["outside"])
+            assert pair not in rows, pair
+            rows[pair] = row
+    return rows

@@ -14,14 +14,20 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from nattrace.icmp import FRAGMENTATION_NEEDED, PACKET_TOO_BIG, error_name
-from nattrace.match.icmp_errors import BROKEN, NO_FAULT, OUTER_UNTRANSLATED, QUOTE_UNTRANSLATED, UNTRANSLATED
+from nattrace.match.errors.icmp_errors import (
+    BROKEN,
+    NO_FAULT,
+    OUTER_UNTRANSLATED,
+    QUOTE_UNTRANSLATED,
+    UNTRANSLATED,
+)
 from nattrace.model import Finding, PacketRef
 from nattrace.nat.icmp_errors import mtu_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from nattrace.match.icmp_errors import Errors
+    from nattrace.match.errors.icmp_errors import Errors
     from nattrace.nat.icmp_errors import ErrorOutcome
     from nattrace.nat.paths import Hops
     from nattrace.table import AddressBook, PacketTable

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from nattrace.match.clock_sample import samples
+from nattrace.match.clock.sample import samples
 from nattrace.match.prepare import FIRST_LAYER, Layer, Preparation
 from nattrace.match.workers import Worker, worthwhile
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nattrace.ingest.source import Capture, PointInfo, ReadOptions
-    from nattrace.match.clocks import Clocks
-    from nattrace.match.corrected import Corrected
+    from nattrace.match.clock.compare import Clocks
+    from nattrace.match.clock.corrected import Corrected
     from nattrace.match.prepare import Prepared
     from nattrace.match.windows import Matcher
 
@@ -158,7 +158,7 @@ class Intake:
         """
         if not self._samples:
             return None
-        from nattrace.match.clocks import compare  # noqa: PLC0415 - needs several captures
+        from nattrace.match.clock.compare import compare  # noqa: PLC0415 - needs several captures
 
         def matched(layer: int, other: int, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
             return matcher.points[layer].found_at(other)[numbers]

@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nattrace.match.anchors import worth_waiting
 from nattrace.match.bindings import match_by_binding
-from nattrace.match.datagrams import Firsts
 from nattrace.match.edges import Edges, group_lanes, merge_edges
-from nattrace.match.heads import HEAD_BYTES, edges_of, match_heads
-from nattrace.match.lanes import Lanes
 from nattrace.match.outcome import ABSENT, ANSWERED, TIED, Matches, Shifts, Unmatched
-from nattrace.match.pieces import Pieces, Resized
-from nattrace.match.renumbered import Identifications
-from nattrace.match.resized import match_pieces
+from nattrace.match.renumber.anchors import worth_waiting
+from nattrace.match.renumber.renumbered import Identifications
+from nattrace.match.renumber.shifted import Shifted, match_shifted
+from nattrace.match.resize.datagrams import Firsts
+from nattrace.match.resize.heads import HEAD_BYTES, edges_of, match_heads
+from nattrace.match.resize.lanes import Lanes
+from nattrace.match.resize.pieces import Pieces, Resized
+from nattrace.match.resize.resized import match_pieces
+from nattrace.match.resize.waiting import Trains, may_be_resized
 from nattrace.match.rows import Rows
-from nattrace.match.shifted import Shifted, match_shifted
 from nattrace.match.ties import TIE_WINDOW_NS, candidates, tied_rows
 from nattrace.match.unique import commonplace, match_renumbered
 from nattrace.match.usual import Usual
 from nattrace.match.votes import elect
-from nattrace.match.waiting import Trains, may_be_resized
 from nattrace.table import FRAGMENT_OFFSET, MORE_FRAGMENTS, TCP
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from nattrace.match.errors.icmp_errors import ERRORS_LIMIT, Errors, duplicates
 from nattrace.match.fragments import FirstFragments
-from nattrace.match.icmp_errors import ERRORS_LIMIT, Errors, duplicates
 from nattrace.match.keys import icmp_error_rows, icmp_query_rows
 from nattrace.match.rows import Rows
 from nattrace.match.sightings import DUPLICATE, TURNS, Sightings

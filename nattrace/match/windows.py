@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nattrace.match.errors.icmp_errors import Errors
 from nattrace.match.flows import Flows, merge_flows
-from nattrace.match.icmp_errors import Errors
 from nattrace.match.pair import WAITING_LIMIT, PairState
 from nattrace.match.rows import Window
 from nattrace.match.unique import match_unique

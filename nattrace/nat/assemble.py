@@ -10,8 +10,8 @@ import numpy as np
 
 from nattrace.match.edges import merge_edges
 from nattrace.match.outcome import Unmatched
-from nattrace.match.pieces import Resized
 from nattrace.match.prepare import carriers
+from nattrace.match.resize.pieces import Resized
 from nattrace.nat.conversations import Conversations, build
 from nattrace.nat.encapsulations import name_encapsulations
 from nattrace.nat.hops import ONE_SIDED, REASON_NAMES, Coverage, PairEvidence

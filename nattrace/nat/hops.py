@@ -13,7 +13,7 @@ import numpy as np
 
 from nattrace.match.bindings import edge_of
 from nattrace.match.outcome import ANSWERED, TIED
-from nattrace.match.pieces import Resized
+from nattrace.match.resize.pieces import Resized
 from nattrace.nat.resized import resized
 
 if TYPE_CHECKING:

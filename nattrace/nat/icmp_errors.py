@@ -14,8 +14,8 @@ import numpy as np
 
 from nattrace.icmp import FRAGMENTATION_NEEDED, PACKET_TOO_BIG
 from nattrace.match.bindings import edge_of
-from nattrace.match.icmp_errors import NO_FAULT, Errors
-from nattrace.match.quoted import flows_of_quotes, pair_errors
+from nattrace.match.errors.icmp_errors import NO_FAULT, Errors
+from nattrace.match.errors.quoted import flows_of_quotes, pair_errors
 from nattrace.match.ties import CANDIDATES
 from nattrace.nat.error_counts import ErrorCounts
 from nattrace.nat.hops import AMBIGUOUS, LOST, NOT_SEEN_UPSTREAM, REASON_NAMES
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nattrace.match.edges import Edges
+    from nattrace.match.errors.icmp_errors import ErrorPairs
     from nattrace.match.flows import Flows
-    from nattrace.match.icmp_errors import ErrorPairs
     from nattrace.match.intake import LayerInfo
     from nattrace.match.usual import Usual
     from nattrace.nat.conversations import Conversations

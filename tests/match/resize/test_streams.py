@@ -10,32 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from resizing import Settings, Truth, converse
-from verdict import check_accounting
+from verdict import check_accounting, rows_told
 
 import nattrace
-from nattrace.model import Rewrite
 
 if TYPE_CHECKING:
     from nattrace import Report
+    from nattrace.model import Rewrite
 
 EXAMPLES = settings(deadline=None, derandomize=True, max_examples=60)
 
 #: How many segments a frame has at most, inside and outside: cut on the way, merged, both.
 LARGEST = st.sampled_from([(8, 1), (1, 8), (8, 8), (3, 8)])
-
-
-def rows_told(report: Report) -> dict[tuple[int, int], Rewrite]:
-    """Return the rows that a report tells by (inside frame, outside frame)."""
-    rows: dict[tuple[int, int], Rewrite] = {}
-    for row in report.rewrites.all():
-        if isinstance(row, Rewrite):
-            frames = {each.point: each.frame for each in (row.before, row.after)}
-            if len(frames) == 1:  # two sightings of one point
-                continue
-            pair = (frames["inside"], frames["outside"])
-            assert pair not in rows, pair
-            rows[pair] = row
-    return rows
 
 
 def judged(drawn: Settings, snaplen: int = 262144) -> tuple[Report, dict[tuple[int, int], Rewrite], Truth]:

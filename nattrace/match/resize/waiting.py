@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nattrace.match.datagrams import datagram_ids, fragment_rows
-from nattrace.match.heads import HEAD_BYTES, head_keys, head_rows
 from nattrace.match.keys import flow_hash, mix
-from nattrace.match.streams import stream_rows
-from nattrace.match.trains import train_rows
+from nattrace.match.resize.datagrams import datagram_ids, fragment_rows
+from nattrace.match.resize.heads import HEAD_BYTES, head_keys, head_rows
+from nattrace.match.resize.streams import stream_rows
+from nattrace.match.resize.trains import train_rows
 from nattrace.table import PacketTable
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Clocks: which captures were taken on one clock, and how far apart the others are.
 
-Works on the samples of all captures (see `clock_sample`) after they have been read once. Two captures share a clock
-as long as nothing contradicts it (see `clock_pairs`). Otherwise lines are fitted (see `clock`) along the shortest
+Works on the samples of all captures (see `sample`) after they have been read once. Two captures share a clock
+as long as nothing contradicts it (see `pairs`). Otherwise lines are fitted (see `fit`) along the shortest
 chain to the reference. An offset is believed only when many packets with numbers of their own agree on it; this
 module never pairs packets for the report.
 """
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nattrace.match import evidence
-from nattrace.match.clock import Piece, fit
-from nattrace.match.clock_line import MIN_SIDE, Bounds, Line
-from nattrace.match.clock_pairs import MIN_KEYS, CapturePair, contradicts, pairs_of
-from nattrace.match.clock_sample import Sampled, distinct
+from nattrace.match.clock.fit import Piece, fit
+from nattrace.match.clock.line import MIN_SIDE, Bounds, Line
+from nattrace.match.clock.pairs import MIN_KEYS, CapturePair, contradicts, pairs_of
+from nattrace.match.clock.sample import Sampled, distinct
 from nattrace.match.windows import REACH_NS
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from nattrace.match.clock_pairs import Matched
-    from nattrace.match.clock_sample import Sample
+    from nattrace.match.clock.pairs import Matched
+    from nattrace.match.clock.sample import Sample
 
 #: Share of the packets in common that must agree.
 MIN_SHARE = 0.5

@@ -17,8 +17,8 @@ from nattrace.match import evidence
 from nattrace.match.evidence import TCP_REPEAT_NS
 from nattrace.match.keys import ACK_END, M1, mix
 from nattrace.match.pairing import group_ids
-from nattrace.match.pieces import Pieces
-from nattrace.match.ranges import Ranges, decide, overlapping
+from nattrace.match.resize.pieces import Pieces
+from nattrace.match.resize.ranges import Ranges, decide, overlapping
 from nattrace.match.unique import FAR_NS
 from nattrace.match.votes import MARGIN
 from nattrace.table import FRAGMENT_OFFSET, MORE_FRAGMENTS, TCP
@@ -26,7 +26,7 @@ from nattrace.table import FRAGMENT_OFFSET, MORE_FRAGMENTS, TCP
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from nattrace.match.lanes import Lanes
+    from nattrace.match.resize.lanes import Lanes
     from nattrace.match.rows import Rows
     from nattrace.match.usual import Usual
     from nattrace.table import PacketTable

@@ -16,7 +16,7 @@ from nattrace.match import evidence
 from nattrace.match.edges import Edges, group_edges
 from nattrace.match.keys import M1, M2, mix
 from nattrace.match.outcome import Matches
-from nattrace.match.streams import same_transmission_word, stream_rows
+from nattrace.match.resize.streams import same_transmission_word, stream_rows
 from nattrace.match.unique import match_unique
 from nattrace.table import FRAGMENT_OFFSET, ICMP, ICMPV6, MORE_FRAGMENTS, TCP, UDP
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from nattrace.match import evidence
 from nattrace.match.bindings import edge_of
-from nattrace.match.icmp_errors import (
+from nattrace.match.errors.icmp_errors import (
     BROKEN,
     CHECKED,
     EXACT,
@@ -28,8 +28,8 @@ from nattrace.match.icmp_errors import (
     Located,
     error_key,
 )
+from nattrace.match.errors.misquoted import pair_broken, pair_untranslated
 from nattrace.match.keys import M2, flow_hash, mix
-from nattrace.match.misquoted import pair_broken, pair_untranslated
 from nattrace.match.pairing import group_ids, nearest_pairs, unique_pairs
 from nattrace.match.ties import CANDIDATES, TIE_WINDOW_NS
 from nattrace.match.votes import FLOOR_NS, MARGIN
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nattrace.match.edges import Edges
+    from nattrace.match.errors.icmp_errors import Errors
     from nattrace.match.flows import Flows
-    from nattrace.match.icmp_errors import Errors
     from nattrace.match.usual import Usual
 
 #: Errors that are alone with what they say may be this far apart, as other packets inside a binding.

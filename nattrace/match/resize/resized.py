@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nattrace.match.datagrams import match_datagrams
-from nattrace.match.pieces import Pieces
-from nattrace.match.streams import match_streams
-from nattrace.match.trains import match_trains
+from nattrace.match.resize.datagrams import match_datagrams
+from nattrace.match.resize.pieces import Pieces
+from nattrace.match.resize.streams import match_streams
+from nattrace.match.resize.trains import match_trains
 
 if TYPE_CHECKING:
-    from nattrace.match.datagrams import Firsts
-    from nattrace.match.lanes import Lanes
     from nattrace.match.outcome import Matches
+    from nattrace.match.resize.datagrams import Firsts
+    from nattrace.match.resize.lanes import Lanes
     from nattrace.match.rows import Rows
     from nattrace.match.usual import Usual
 

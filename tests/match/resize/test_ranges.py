@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nattrace.match.ranges import PIECES_LIMIT, Ranges, decide, overlapping
+from nattrace.match.resize.ranges import PIECES_LIMIT, Ranges, decide, overlapping
 
 #: Group, start, length.
 Drawn = tuple[int, int, int]

@@ -1,6 +1,6 @@
 """Clock: the lines that one clock follows against another: one, or more where it was set in between.
 
-Where no line keeps the bounds that causality sets (see `clock_line`), the bounds are divided, and each part has
+Where no line keeps the bounds that causality sets (see `line`), the bounds are divided, and each part has
 a line of its own. A few bounds may be wrong. Pure array code: it never decides which two sightings are one
 packet, and whether offsets are to be believed is the caller's business.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nattrace.match.clock_line import MIN_SIDE, Bounds, Line, feasible, fit_line
+from nattrace.match.clock.line import MIN_SIDE, Bounds, Line, feasible, fit_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from nattrace.match import evidence
-from nattrace.match.anchors import FLAGS, SOON_NS, Anchors, find_anchors, legible
 from nattrace.match.keys import M1, M2, M3, mix
 from nattrace.match.outcome import Matches, Shifts
 from nattrace.match.pairing import unique_pairs
+from nattrace.match.renumber.anchors import FLAGS, SOON_NS, Anchors, find_anchors, legible
 from nattrace.match.ties import TIE_WINDOW_NS
 from nattrace.table import TCP_SYN
 

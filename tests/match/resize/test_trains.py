@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from match.test_streams import rows_told
 from simulation import EPOCH_NS, masquerade, packet_at, write_pcap
-from verdict import check_accounting
+from verdict import check_accounting, rows_told
 
 import nattrace
 

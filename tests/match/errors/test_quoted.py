@@ -25,7 +25,7 @@ from error_frames import (
 
 import nattrace
 from nattrace.match import prepare
-from nattrace.match.renumbered import EVERYWHERE, Identifications
+from nattrace.match.renumber.renumbered import EVERYWHERE, Identifications
 from nattrace.model import PacketRef, Unmatched
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from fragmenting import Settings, Truth, send
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from match.test_streams import rows_told
-from verdict import check_accounting
+from verdict import check_accounting, rows_told
 
 import nattrace
 

@@ -17,8 +17,8 @@ import numpy as np
 from nattrace.match import evidence
 from nattrace.match.keys import M1, M2, mix
 from nattrace.match.pairing import group_ids
-from nattrace.match.pieces import Pieces
-from nattrace.match.ranges import Ranges, decide, overlapping
+from nattrace.match.resize.pieces import Pieces
+from nattrace.match.resize.ranges import Ranges, decide, overlapping
 from nattrace.match.unique import FAR_NS
 from nattrace.match.votes import MARGIN
 from nattrace.table import FRAGMENT_OFFSET, ICMP, ICMPV6, MORE_FRAGMENTS, UDP, UDPLITE
@@ -26,8 +26,8 @@ from nattrace.table import FRAGMENT_OFFSET, ICMP, ICMPV6, MORE_FRAGMENTS, UDP, U
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from nattrace.match.lanes import Lanes
     from nattrace.match.outcome import Matches
+    from nattrace.match.resize.lanes import Lanes
     from nattrace.match.rows import Rows
     from nattrace.match.usual import Usual
     from nattrace.table import PacketTable

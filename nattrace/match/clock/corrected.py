@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nattrace.ingest.source import PointInfo
-    from nattrace.match.clocks import Correction
+    from nattrace.match.clock.compare import Correction
+    from nattrace.match.errors.icmp_errors import Errors
     from nattrace.match.flows import Flows
-    from nattrace.match.icmp_errors import Errors
     from nattrace.match.prepare import Prepared
     from nattrace.match.rows import Rows
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from nattrace.match import evidence
-from nattrace.match.icmp_errors import (
+from nattrace.match.errors.icmp_errors import (
     BROKEN,
     NO_FAULT,
     QUOTE_UNTRANSLATED,
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nattrace.match.edges import Edges
+    from nattrace.match.errors.icmp_errors import Errors
     from nattrace.match.flows import Flows
-    from nattrace.match.icmp_errors import Errors
 
 #: How far apart two sightings may be where no binding vouches for them.
 _REACH_NS: Final = 10_000_000

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nattrace.match.clock import MIN_PIECE, fit
-from nattrace.match.clock_line import Bounds, lower_hull
+from nattrace.match.clock.fit import MIN_PIECE, fit
+from nattrace.match.clock.line import Bounds, lower_hull
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

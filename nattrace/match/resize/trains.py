@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nattrace.match import evidence
-from nattrace.match.datagrams import fragment_rows
-from nattrace.match.heads import HEAD_BYTES
 from nattrace.match.keys import M1, mix
 from nattrace.match.pairing import group_ids, nearest_distance, nearest_pairs
-from nattrace.match.pieces import Pieces
+from nattrace.match.resize.datagrams import fragment_rows
+from nattrace.match.resize.heads import HEAD_BYTES
+from nattrace.match.resize.pieces import Pieces
 from nattrace.match.unique import FAR_NS
 from nattrace.match.votes import MARGIN
 from nattrace.table import UDP
@@ -27,7 +27,7 @@ from nattrace.table import UDP
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from nattrace.match.lanes import Lanes
+    from nattrace.match.resize.lanes import Lanes
     from nattrace.match.rows import Rows
     from nattrace.table import PacketTable
 

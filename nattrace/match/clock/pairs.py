@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from nattrace.match.clock import MIN_PIECE
-from nattrace.match.clock_line import MIN_SIDE
-from nattrace.match.clock_sample import Sampled, shared
+from nattrace.match.clock.fit import MIN_PIECE
+from nattrace.match.clock.line import MIN_SIDE
+from nattrace.match.clock.sample import Sampled, shared
 from nattrace.match.keys import M1, mix
 from nattrace.match.unique import FAR_NS
 from nattrace.match.windows import REACH_NS
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from nattrace.match.clock_sample import Shared
+    from nattrace.match.clock.sample import Shared
 
 #: Packets with numbers of their own that must agree before an offset is believed.
 MIN_KEYS = 8

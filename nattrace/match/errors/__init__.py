@@ -1,0 +1,1 @@
+"""Errors: ICMP errors, matched through the packets that they quote."""

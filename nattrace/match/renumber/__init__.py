@@ -1,0 +1,1 @@
+"""Renumber: boxes that change what packets are known by: TCP numbers, options, IP identifications."""

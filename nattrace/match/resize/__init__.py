@@ -1,0 +1,1 @@
+"""Resize: packets that changed size between two points: segmented, merged, fragmented, reassembled."""
