@@ -16,6 +16,7 @@ from nattrace import __version__
 from nattrace.errors import UsageError
 from nattrace.ingest import Bookmark, ReadOptions, open_capture, parse_sources, unique_names
 from nattrace.ingest.capture import FileCapture
+from nattrace.ingest.decode import ALL_BYTES
 from nattrace.match.intake import Intake
 from nattrace.model import Accounting, Clock, ClockStep, Point
 
@@ -153,7 +154,8 @@ def _report(read: _Read, clocks: Clocks | None, uncorrected: Sequence[str]) -> R
         (info.first_ns, info.last_ns) if corrected is None else corrected.span(n, info)
         for n, info in enumerate(infos)
     ]
-    found = assemble(read.matcher, layers, book, spans, clock_bound)
+    cut_off = read.options.comparable_bytes < ALL_BYTES
+    found = assemble(read.matcher, layers, book, spans, clock_bound, cut_off=cut_off)
     if found.errors is not None and read.matcher.on_pair is not None:  # as `_keep_rows` has set it
         read.spool.add_errors(found.errors)
     errors = (found.errors, found.conversations.hops, names, book) if found.errors is not None else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,16 +53,19 @@ def assemble(
     book: AddressBook,
     spans: Sequence[tuple[int | None, int | None]],
     clock_bound: Callable[[int, int], int | None],
+    *,
+    cut_off: bool = False,
 ) -> Assembly:
     """Merge all partial results of a matcher that has finished; `layers` says whose packets its points are.
 
     Packets in tunnels count as their carriers: a carrier is matched when what it carries is. `spans` says of
     every layer when the first and last packet of its point was seen, on the reference clock (ns), `clock_bound`
-    by how much two layers' clocks may still differ (ns; None: unknown).
+    by how much two layers' clocks may still differ (ns; None: unknown). `cut_off` when some capture has no whole
+    packets.
     """
     merged = [state.merged_flows() for state in matcher.points]
     flows = [flow for flow, _ in merged]
-    coverage = _coverage(flows, layers, spans)
+    coverage = replace(_coverage(flows, layers, spans), cut_off=cut_off)
     pairs: dict[tuple[int, int], PairEvidence] = {}
     partial: dict[tuple[int, int], NDArray[np.int64]] = {}
     for (i, j), state in matcher.pairs.items():

@@ -110,7 +110,7 @@ def build(
     evidence = [pairs[key] for key in sorted(pairs)]
     hops, blocks, division = divide(hops, follow(hops, flows), evidence, ends(hops, flows))
     before, after, (version, version_after), (protocol, protocol_after) = _tuples(hops, flows)
-    counts = count_hops(hops, pairs, coverage, Onward(directed, found_at), division)
+    counts = count_hops(hops, pairs, coverage, Onward(directed, found_at), division, version != version_after)
     changed = _changed(before, after, protocol, version != version_after)
 
     block_rows = [len(block) for block in blocks]

@@ -55,6 +55,7 @@ class Coverage:
     home: Sequence[int] = ()
     #: by point: merged flows of which other packets are at another layer of the point, see `match.sightings`
     parted: Sequence[NDArray[np.int64]] = ()
+    cut_off: bool = False  #: a snaplen left less of some packets than of others of another IP version
 
     def sure(self, point: int, time_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Say for each instant whether the point was capturing before and after it."""
@@ -159,8 +160,13 @@ def count_hops(
     coverage: Coverage,
     onward: Onward,
     division: Division | None = None,
+    other_version: NDArray[np.bool_] | None = None,
 ) -> HopCounts:
-    """Count the packets of every hop and measure its latencies."""
+    """Count the packets of every hop and measure its latencies.
+
+    `other_version` tells hops that change the IP version: longer headers leave less of a packet that was cut off,
+    so what has no equal beyond them need not be lost.
+    """
     size = len(hops)
     counts = HopCounts(
         matched=np.zeros((size, 2), np.int64), lost=np.zeros((size, 2), np.int64),
@@ -169,6 +175,8 @@ def count_hops(
         measurable=np.zeros((size, 2), np.bool_),
     )  # fmt: skip
     unparted = coverage.unparted(hops)
+    if other_version is not None and coverage.cut_off:
+        unparted &= ~other_version
     for number, (i, j) in enumerate(sorted(pairs)):
         pair = pairs[i, j]
         mine = np.flatnonzero(hops.pair == number)
