@@ -276,7 +276,7 @@ class PairState:
                 done_b[found.b] = True
                 matched_a.append(rows_a.number[found.a])
                 matched_b.append(rows_b.number[found.b])
-            shifted, suspects = self._resolve_shifted(rows_a, rows_b, done_a, done_b, flows_a, flows_b)
+            shifted, suspects = self._resolve_shifted(rows_a, rows_b, done_a, done_b, flows_a, flows_b, edges)
             matched_a.append(rows_a.number[shifted.matches.a])
             matched_b.append(rows_b.number[shifted.matches.b])
             open_a, open_b = np.flatnonzero(~done_a), np.flatnonzero(~done_b)
@@ -325,13 +325,13 @@ class PairState:
         done_b: NDArray[np.bool_],
         flows_a: NDArray[np.int64],
         flows_b: NDArray[np.int64],
+        edges: Edges,
     ) -> tuple[Shifted, NDArray[np.int64]]:
         """Match what a box has numbered anew; mark as done what was found, and what the box answered itself.
 
         Returns what was found, with rows of `rows_a` and `rows_b`, and rows that may be one packet all the same.
         """
         open_a, open_b = np.flatnonzero(~done_a), np.flatnonzero(~done_b)
-        edges, _ = merge_edges(self.edges, flows_a, flows_b)
         left_a, left_b = rows_a.take(open_a), rows_b.take(open_b)
         found = match_shifted(left_a, left_b, flows_a, flows_b, edges, self.book)
         if found.shifts is not None:
