@@ -51,8 +51,8 @@ MIN_WIDTH: Final = 80
 MAX_WIDTH: Final = 400
 
 _SOURCE_HELP = (
-    "a pcap or pcapng file (plain, .gz, .xz, .bz2, .zst), a text file of tcpdump's printed output, or - for "
-    "stdin; one observation point each, named after the file or as NAME=FILE"
+    "a pcap or pcapng file (plain, .gz, .xz, .bz2, .zst), a bundle folder or archive (.tar, .tar.gz, .zip), a "
+    "text file of tcpdump's printed output, or - for stdin; one observation point each, named after the file or as NAME=FILE"
 )
 
 
@@ -107,6 +107,13 @@ def _rewrites(arguments: argparse.Namespace) -> None:
     rows = report.rewrites.all() if arguments.all else report.rewrites
     with _output(arguments) as (stream, width):
         write_rows(rows, stream, chosen, width=width)
+
+
+def _bundle(arguments: argparse.Namespace) -> None:
+    from nattrace.bundle.writing import assemble  # noqa: PLC0415 - only this command needs it
+
+    manifest = assemble(arguments.files, arguments.folder)
+    _message(f"bundle {arguments.folder}: {', '.join(point.name for point in manifest.points)}")
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -194,6 +201,15 @@ def _parser() -> argparse.ArgumentParser:
         "--all", action="store_true", help="add crossings without rewrite, losses and ambiguities"
     )
 
+    bundle = command("bundle", _bundle, "put captures, tcpdump's messages and context files into one bundle")
+    bundle.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="a capture, as NAME=FILE to name its point; what tcpdump printed on stderr; a context file",
+    )
+    bundle.add_argument("-w", "--write", dest="folder", required=True, metavar="DIR", help="a new folder")
+
     demo = command("demo", _demo, "analyse captures that ship with nattrace: no root, no Docker, no network")
     demo.add_argument("-f", "--format", choices=REPORT_FORMATS, help="form of the output (table)")
     demo.set_defaults(output=None)
@@ -202,9 +218,9 @@ def _parser() -> argparse.ArgumentParser:
     schema.add_argument(
         "of",
         nargs="?",
-        choices=("report", "rewrites"),
+        choices=("report", "rewrites", "bundle"),
         default="report",
-        help="the report (default) or a row of rewrites -f jsonl",
+        help="the report (default), a row of rewrites -f jsonl, or a bundle's manifest",
     )
     return parser
 

@@ -15,10 +15,11 @@ import numpy as np
 from nattrace import __version__
 from nattrace.errors import UsageError
 from nattrace.ingest import Bookmark, ReadOptions, open_capture, parse_sources, unique_names
+from nattrace.ingest.archive import Member
 from nattrace.ingest.capture import FileCapture
 from nattrace.ingest.decode import ALL_BYTES
 from nattrace.match.intake import Intake
-from nattrace.model import Accounting, Clock, ClockStep, Point
+from nattrace.model import Accounting, Clock, ClockStep, Finding, Point
 
 if TYPE_CHECKING:
     import os
@@ -63,7 +64,8 @@ def analyze(
     """
     if dissector not in ("native", "tshark"):
         raise UsageError(f"unknown dissector {dissector!r}: native or tshark")
-    parsed = parse_sources(sources)
+    notes: list[str] = []
+    parsed = parse_sources(sources, notes)
     bookmark = Bookmark(parsed)
     read = _read(parsed, dissector, progress, keep_rows=rows)
     clocks = read.intake.compare_clocks(read.matcher, read.names)
@@ -74,7 +76,7 @@ def analyze(
             read = _read(parsed, dissector, progress, keep_rows=rows, clocks=clocks)
         else:
             uncorrected = bookmark.lost
-    return _report(read, clocks, uncorrected)
+    return _report(read, clocks, uncorrected, notes)
 
 
 @dataclass(slots=True)
@@ -133,8 +135,11 @@ def _read(
     return _Read(options, intake, matcher, spool, corrected, layers, names)
 
 
-def _report(read: _Read, clocks: Clocks | None, uncorrected: Sequence[str]) -> Report:
-    """Put the report together; `uncorrected` are files with another clock that could be read only once."""
+def _report(read: _Read, clocks: Clocks | None, uncorrected: Sequence[str], notes: Sequence[str]) -> Report:
+    """Put the report together.
+
+    `uncorrected` are files with another clock that could be read only once, `notes` what bundles say of themselves.
+    """
     from nattrace.diagnose import diagnose  # noqa: PLC0415
     from nattrace.nat.assemble import assemble  # noqa: PLC0415
     from nattrace.report_object import FlowSequence, Report  # noqa: PLC0415
@@ -172,8 +177,9 @@ def _report(read: _Read, clocks: Clocks | None, uncorrected: Sequence[str]) -> R
         version=__version__,
         points=in_order,
         flows=flows,
-        findings=tuple(
-            diagnose(
+        findings=(
+            *_incomplete(notes),
+            *diagnose(
                 in_order,
                 flows,
                 uncorrected,
@@ -182,7 +188,7 @@ def _report(read: _Read, clocks: Clocks | None, uncorrected: Sequence[str]) -> R
                 errors=errors,
                 shifts=found.shifts,
                 names=names,
-            )
+            ),
         ),
         accounting=_accounting(layers, found),
         rewrites=Rewrites(
@@ -283,10 +289,16 @@ def _first_day_ns(captures: Sequence[Capture]) -> int:
     return min(times, default=0) // _DAY_NS * _DAY_NS
 
 
+def _incomplete(notes: Sequence[str]) -> list[Finding]:
+    """Return a finding for each thing that bundles say is wrong with them."""
+    return [Finding(code="incomplete-bundle", severity="warning", message=note) for note in sorted(notes)]
+
+
 def _size_bytes(source: Source) -> int:
     """Return the size of a source's files, 0 where there is none to know."""
     files = [file for file in source.files if isinstance(file, Path)]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    members = sum(file.size_bytes for file in source.files if isinstance(file, Member))
+    return members + sum(file.stat().st_size for file in files if file.is_file())
 
 
 class _Progress:

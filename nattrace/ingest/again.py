@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from nattrace.ingest.archive import Member
 from nattrace.ingest.capture import label_of
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ class Bookmark:
         self.lost: list[str] = []  #: labels of the files that can be read only once
         for source in sources:
             for file in source.files:
+                if isinstance(file, Member):
+                    continue  # its archive is a regular file
                 if isinstance(file, Path):
                     if not file.is_file():  # follows links: /dev/stdin may be a file or a pipe
                         self.lost.append(str(file))

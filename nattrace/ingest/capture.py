@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from nattrace.errors import InputError
+from nattrace.ingest.archive import Member, MemberStream
 from nattrace.ingest.compressed import MAX_DEPTH, DecompressedStream, compression_of
 from nattrace.ingest.decode import comparable_bytes, decode, tunnel_header_bytes
 from nattrace.ingest.link import LINK_HEADER_BYTES
@@ -88,26 +89,30 @@ class OpenFile:
     label: str
     stream: InputStream
     compressed: DecompressedStream | None
+    member: MemberStream | None = None
 
     @property
     def damage(self) -> str | None:
-        """What is wrong with the compressed stream, as far as it was read."""
-        return self.compressed.damage if self.compressed is not None else None
+        """What is wrong with the archive or the compressed stream around it, as far as it was read."""
+        outside = self.member.damage if self.member is not None else None
+        return outside or (self.compressed.damage if self.compressed is not None else None)
 
     def close(self) -> None:
         """Close the file, unless the caller opened it."""
         self.stream.close()
 
 
-def label_of(file: Path | BinaryIO) -> str:
+def label_of(file: Path | Member | BinaryIO) -> str:
     """Return what messages and reports call a file: its path as given, or ``-`` for a stream without one."""
     if isinstance(file, Path):
         return str(file)
+    if isinstance(file, Member):
+        return file.label
     name = getattr(file, "name", None)
     return name if isinstance(name, str) and name != "<stdin>" else "-"
 
 
-def open_file(file: Path | BinaryIO) -> OpenFile:
+def open_file(file: Path | Member | BinaryIO) -> OpenFile:
     """Open a file and take off its compression, found by magic bytes and never by suffix.
 
     At most MAX_DEPTH compressions are taken off; what is compressed still is so in ``stream.head``.
@@ -118,8 +123,10 @@ def open_file(file: Path | BinaryIO) -> OpenFile:
         The file is missing, not readable, or opened as text.
     """
     label = label_of(file)
-    owned: BinaryIO | None = None
-    if isinstance(file, Path):
+    owned: BinaryIO | MemberStream | None = None
+    if isinstance(file, Member):
+        owned = file.open()
+    elif isinstance(file, Path):
         try:
             owned = file.open("rb", buffering=0)
         except (OSError, ValueError) as error:
@@ -132,13 +139,13 @@ def open_file(file: Path | BinaryIO) -> OpenFile:
             break
         compressed = DecompressedStream(stream, stream.head, compressed)
         stream = InputStream(compressed, label, owned=compressed)
-    return OpenFile(label, stream, compressed)
+    return OpenFile(label, stream, compressed, owned if isinstance(owned, MemberStream) else None)
 
 
 class _Files:
     """The files of one source and what was wrong with them; `chunks` reads them one after the other."""
 
-    def __init__(self, files: tuple[Path | BinaryIO, ...], points: PointList) -> None:
+    def __init__(self, files: tuple[Path | Member | BinaryIO, ...], points: PointList) -> None:
         self._files = files
         self._points = points
         self.damage: list[str] = []
@@ -195,7 +202,7 @@ class FileCapture:
     """
 
     def __init__(
-        self, files: tuple[Path | BinaryIO, ...], first: OpenFile, base: str, *, named: bool
+        self, files: tuple[Path | Member | BinaryIO, ...], first: OpenFile, base: str, *, named: bool
     ) -> None:
         label = first.label if len(files) == 1 else f"{first.label} (+{len(files) - 1})"
         points = PointList(base, label, named=named)

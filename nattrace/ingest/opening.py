@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from nattrace.errors import InputError, UsageError
+from nattrace.ingest.archive import Member, is_archive
 from nattrace.ingest.capture import FileCapture, is_pcap, is_pcapng, label_of, open_file
 from nattrace.ingest.compressed import compression_of
 from nattrace.ingest.link import KNOWN_LINK_TYPES
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nattrace.ingest.capture import OpenFile
-    from nattrace.ingest.source import ReadOptions
+    from nattrace.ingest.source import PointFacts, ReadOptions
 
 #: Suffixes that are no part of a point's name: formats, then compressions around them.
 _FORMAT_SUFFIXES = frozenset({".pcap", ".pcapng", ".cap", ".ntar", ".dump", ".dmp", ".txt", ".log"})
@@ -33,7 +34,7 @@ _FOREIGN = (
     (b"snoop\0\0\0", 0, "a snoop capture", "convert it: editcap -F pcap IN OUT"),
     (b"RTSS", 0, "a Network Monitor capture", "convert it: editcap -F pcap IN OUT"),
     (b"GMBU", 0, "a Network Monitor capture", "convert it: editcap -F pcap IN OUT"),
-    (b"PK\x03\x04", 0, "a zip archive", "unpack it and give the capture files"),
+    (b"PK\x03\x04", 0, "a zip archive", "save it to a file and give its path"),
     (b"ustar", 257, "a tar archive", "unpack it and give the capture files"),
     (b"\x04\x22\x4d\x18", 0, "lz4-compressed", "decompress it first: unlz4 IN OUT"),
     (b"\x1f\x9d", 0, "compress(1) output", "decompress it first: uncompress IN"),
@@ -44,19 +45,22 @@ _FOREIGN = (
 _TEXT_CONTROLS = frozenset(b"\t\n\r\x0c\x1b")
 
 
-def parse_sources(arguments: Sequence[str | os.PathLike[str] | BinaryIO]) -> list[Source]:
+def parse_sources(
+    arguments: Sequence[str | os.PathLike[str] | BinaryIO], notes: list[str] | None = None
+) -> list[Source]:
     """Return the sources that the arguments name, in their order.
 
-    An argument is PATH, NAME=PATH (unless a file of that whole name exists), ``-`` for standard input, a
-    folder that holds capture files, or an open binary file. Several arguments with the same NAME= are the
-    rotated files of one point.
+    An argument is PATH, NAME=PATH (unless a file of that whole name exists), ``-`` for standard input, or an
+    open binary file; PATH may be a bundle, or a folder or archive that holds capture files. Several arguments
+    with the same NAME= are the rotated files of one point. What bundles say is wrong with them is appended to
+    `notes`, one line each.
 
     Raises
     ------
     UsageError
         No argument at all, standard input twice, or an empty NAME or PATH.
     InputError
-        A file does not exist, or a folder holds no capture.
+        A file does not exist, a folder or an archive holds no capture, or a manifest cannot be right.
     """
     if not arguments:
         raise UsageError("no source given; name a capture file, or - for standard input")
@@ -65,11 +69,11 @@ def parse_sources(arguments: Sequence[str | os.PathLike[str] | BinaryIO]) -> lis
     stdin_used = False
     for argument in arguments:
         name: str | None = None
-        files: list[Path | BinaryIO]
+        files: list[Path | Member | BinaryIO]
         if isinstance(argument, (str, os.PathLike)):
             text = os.fspath(argument)
             if isinstance(argument, str):
-                name, text = _split_name(text)
+                name, text = split_name(text)
             if text == "-":
                 if stdin_used:
                     raise UsageError("-: standard input can be only one source")
@@ -78,8 +82,16 @@ def parse_sources(arguments: Sequence[str | os.PathLike[str] | BinaryIO]) -> lis
                 if buffer is None:  # started with <&-
                     raise UsageError("-: standard input is closed; give a file")
                 files = [buffer]
+            elif (archived := _archived(text)) is not None:
+                from nattrace.ingest.bundles import sources_of  # noqa: PLC0415 - most sources are single files
+
+                found = sources_of(archived, name, [] if notes is None else notes)
+                if name is None or found[0].facts is not None:
+                    sources += found
+                    continue
+                files = list(found[0].files)
             else:
-                files = _files_at(text)
+                files = [Path(text)]
         else:
             files = [argument]
         if name is None:
@@ -93,7 +105,8 @@ def parse_sources(arguments: Sequence[str | os.PathLike[str] | BinaryIO]) -> lis
     return sources
 
 
-def _split_name(argument: str) -> tuple[str | None, str]:
+def split_name(argument: str) -> tuple[str | None, str]:
+    """Return NAME and PATH of NAME=PATH, or None and the whole; UsageError where one of the two is empty."""
     name, equals, path = argument.partition("=")
     if not equals or "/" in name or _exists(argument):
         return None, argument
@@ -109,28 +122,12 @@ def _exists(path: str) -> bool:
         return False
 
 
-def _files_at(path: str) -> list[Path | BinaryIO]:
-    if not _exists(path):
-        raise InputError(f"{path}: no such file; give a capture file, NAME=FILE or -")
-    folder = Path(path)
-    if not folder.is_dir():
-        return [folder]
-    try:
-        entries = sorted(entry for entry in folder.iterdir() if entry.is_file() and _looks_captured(entry))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
-    if not entries:
-        raise InputError(f"{path}: a folder without pcap or pcapng files; name the files to read")
-    return list(entries)
-
-
-def _looks_captured(path: Path) -> bool:
-    try:
-        opened = open_file(path)
-    except InputError:
-        return False
-    opened.close()
-    return is_pcap(opened.stream.head) or is_pcapng(opened.stream.head)
+def _archived(text: str) -> Path | None:
+    """Return the folder or archive at a path, None where there is something else; InputError for nothing."""
+    if not _exists(text):
+        raise InputError(f"{text}: no such file; give a capture file, NAME=FILE or -")
+    path = Path(text)
+    return path if path.is_dir() or is_archive(path) else None
 
 
 def open_capture(source: Source, options: ReadOptions) -> Capture:
@@ -148,11 +145,12 @@ def open_capture(source: Source, options: ReadOptions) -> Capture:
     """
     files = source.files if len(source.files) == 1 else _in_order_of_time(source.files)
     opened = open_file(files[0])
-    base = source.name or _stem(files[0])
+    base = source.name or stem_of(files[0])
     try:
         head = opened.stream.head
         if is_pcap(head) or is_pcapng(head):
-            capture = FileCapture(files, opened, base, named=source.name is not None)
+            capture = FileCapture(files, opened, base, named=source.name is not None and source.facts is None)
+            _state(source.facts, capture)
             if options.dissector == "tshark" and not capture.link_types <= KNOWN_LINK_TYPES:
                 capture.close()
                 return _open_tshark(files, base, opened.label)
@@ -165,6 +163,16 @@ def open_capture(source: Source, options: ReadOptions) -> Capture:
         raise
 
 
+def _state(facts: PointFacts | None, capture: FileCapture) -> None:
+    """Add what the manifest knows and the file does not; one file of several interfaces speaks for itself."""
+    if facts is None or len(capture.points) != 1:
+        return
+    (info,) = capture.points
+    info.interface = info.interface or facts.interface
+    if info.dropped_by_kernel is None:
+        info.dropped_by_kernel = facts.dropped_by_kernel
+
+
 def _open_text(opened: OpenFile, name: str | None) -> Capture:
     from nattrace.ingest.text import TextCapture  # noqa: PLC0415 - most sources are not text
 
@@ -172,7 +180,7 @@ def _open_text(opened: OpenFile, name: str | None) -> Capture:
     return TextCapture(io.BufferedReader(opened.stream), name, label)
 
 
-def _open_tshark(files: tuple[Path | BinaryIO, ...], base: str, label: str) -> Capture:
+def _open_tshark(files: tuple[Path | Member | BinaryIO, ...], base: str, label: str) -> Capture:
     from nattrace.ingest.tshark import TsharkCapture  # noqa: PLC0415 - loads pyshark, and on request only
 
     if len(files) > 1 or not isinstance(files[0], Path):
@@ -182,18 +190,18 @@ def _open_tshark(files: tuple[Path | BinaryIO, ...], base: str, label: str) -> C
     return TsharkCapture(files[0], base, label)
 
 
-def _in_order_of_time(files: tuple[Path | BinaryIO, ...]) -> tuple[Path | BinaryIO, ...]:
+def _in_order_of_time(files: tuple[Path | Member | BinaryIO, ...]) -> tuple[Path | Member | BinaryIO, ...]:
     """Sort the files of a rotated capture by their first packet; files without packets come first."""
 
-    def key(file: Path | BinaryIO) -> tuple[int, str]:
-        return (_first_time_ns(file), str(file))
+    def key(file: Path | Member | BinaryIO) -> tuple[int, str]:
+        return (_first_time_ns(file), label_of(file))
 
-    if not all(isinstance(file, Path) for file in files):
+    if not all(isinstance(file, (Path, Member)) for file in files):
         return files  # a stream cannot be looked at without using it up: the given order counts
     return tuple(sorted(files, key=key))
 
 
-def _first_time_ns(file: Path | BinaryIO) -> int:
+def _first_time_ns(file: Path | Member | BinaryIO) -> int:
     opened = open_file(file)
     if not is_pcap(opened.stream.head) and not is_pcapng(opened.stream.head):
         opened.close()
@@ -205,7 +213,8 @@ def _first_time_ns(file: Path | BinaryIO) -> int:
         capture.close()
 
 
-def _stem(file: Path | BinaryIO) -> str:
+def stem_of(file: Path | Member | BinaryIO) -> str:
+    """Return the point name that a file gives: its own without the suffixes of formats and compressions."""
     label = label_of(file)
     if label == "-":
         return "stdin" if file is getattr(sys.stdin, "buffer", None) else "stream"

@@ -17,19 +17,30 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from nattrace.ingest.archive import Member
     from nattrace.ingest.quotes import Quotes
     from nattrace.model import Comment
+
+
+@dataclass(frozen=True, slots=True)
+class PointFacts:
+    """What a bundle's manifest knows of a point and its pcap file cannot say."""
+
+    interface: str | None
+    dropped_by_kernel: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """One SOURCE argument: a path or an open binary file, and the point name given with NAME=, if any.
 
-    `files` in order are one observation point (tcpdump -C/-G rotation); normally there is just one.
+    `files` in order are one observation point (tcpdump -C/-G rotation); normally there is just one. A point
+    of a bundle has its name from the manifest, with `facts`; the user did not give that name.
     """
 
-    files: tuple[Path | BinaryIO, ...]
+    files: tuple[Path | Member | BinaryIO, ...]
     name: str | None = None
+    facts: PointFacts | None = None
 
 
 @dataclass(slots=True)
