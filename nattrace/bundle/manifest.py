@@ -91,7 +91,9 @@ class Manifest:
     kernel: str | None = None
     start_ns: int | None = None
     stop_ns: int | None = None
-    stopped_by: str | None = None  #: ``workload``, ``duration``, ``count``, ``size`` or ``signal``
+    stopped_by: str | None = (
+        None  #: ``workload``, ``duration``, ``count``, ``size``, ``signal`` or ``failure``
+    )
     workload: Workload | None = None
     context: Mapping[str, str] = field(default_factory=dict)  #: what -> file relative to the bundle
     missing: tuple[Missing, ...] = ()

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from nattrace import __version__
+from nattrace.cli import capture as capture_command
 from nattrace.errors import NattraceError, UsageError
 from nattrace.report import (
     REPORT_FORMATS,
@@ -64,7 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.simplefilter("ignore")
     try:
         _utf8_output()
-        parsed = _parser().parse_args(arguments)
+        words, workload = capture_command.split_workload(
+            list(sys.argv[1:] if arguments is None else arguments)
+        )
+        parsed = _parser().parse_args(words)
+        parsed.workload = workload
         run = cast("Callable[[argparse.Namespace], None]", parsed.run)
         with _without_collector():
             run(parsed)
@@ -114,6 +119,14 @@ def _bundle(arguments: argparse.Namespace) -> None:
 
     manifest = assemble(arguments.files, arguments.folder)
     _message(f"bundle {arguments.folder}: {', '.join(point.name for point in manifest.points)}")
+
+
+def _capture(arguments: argparse.Namespace) -> None:
+    folder = capture_command.run(arguments, _message)
+    if folder is not None and arguments.analyze:
+        report = _report(arguments, [folder])
+        with _output(arguments) as (stream, width):
+            write_report(report, stream, "table", width=width)
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -209,6 +222,11 @@ def _parser() -> argparse.ArgumentParser:
         help="a capture, as NAME=FILE to name its point; what tcpdump printed on stderr; a context file",
     )
     bundle.add_argument("-w", "--write", dest="folder", required=True, metavar="DIR", help="a new folder")
+
+    capture = command("capture", _capture, "capture on several interfaces at once and leave a bundle")
+    capture.usage = "%(prog)s [OPTION...] [-- COMMAND...]"
+    capture_command.add_arguments(capture)
+    capture.set_defaults(dissector="native", output=None)
 
     demo = command("demo", _demo, "analyse captures that ship with nattrace: no root, no Docker, no network")
     demo.add_argument("-f", "--format", choices=REPORT_FORMATS, help="form of the output (table)")

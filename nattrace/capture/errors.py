@@ -1,0 +1,34 @@
+"""What a capture can fail with, and tcpdump's and the engine's complaints turned into one line of advice."""
+
+from __future__ import annotations
+
+from nattrace.errors import NattraceError
+
+
+class CaptureError(NattraceError):
+    """A capture cannot start or could not be finished: no tool, no right, no engine, no such interface."""
+
+
+def tcpdump_complaint(said: str) -> str:
+    """Return the last line that tcpdump printed of its own, without its name; empty when it said nothing."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    own = [line for line in lines if line.startswith("tcpdump:") and "listening on" not in line]
+    line = (own or lines or [""])[-1]
+    return line.removeprefix("tcpdump:").strip()[:300]
+
+
+def start_failure(interface: str, said: str) -> CaptureError:
+    """Return the error for a tcpdump that did not start listening on `interface`."""
+    complaint = tcpdump_complaint(said)
+    lower = complaint.lower()
+    if "permission" in lower or "not permitted" in lower:
+        advice = "run it as root, or with --via docker as somebody who may use Docker"
+    elif "no such device" in lower or "doesn't exist" in lower:
+        advice = "see ip link for the interfaces there are"
+    elif "is not up" in lower or "network is down" in lower:
+        advice = f"ip link set {interface} up"
+    elif "syntax error" in lower or "filter" in lower or "expression" in lower:
+        advice = "see pcap-filter(7) for filters"
+    else:
+        advice = "try the command that --dry-run prints"
+    return CaptureError(f"{interface}: tcpdump does not start: {complaint or 'it said nothing'}; {advice}")

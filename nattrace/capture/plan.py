@@ -1,0 +1,87 @@
+"""What will be captured: points and options as data, and the tcpdump command lines that follow from them.
+
+Pure: nothing is started or looked up here, so that ``--dry-run`` prints exactly what would run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+#: Snapshot length: any IP packet whole.
+WHOLE_SNAPLEN: Final = 65535
+
+#: tcpdump's buffer in KiB. In immediate mode each packet takes a slot of the snaplen, so the default of 2 MiB
+#: holds 8 packets at the default snaplen: a burst of 50 lost 24 of them. This one holds 512 whole packets.
+BUFFER_KIB: Final = 32768
+
+#: Longest capture without --duration: one that somebody forgot must end.
+DEFAULT_DURATION_S: Final = 3600.0
+
+#: Bytes of all points together without --max-size, for the same reason.
+DEFAULT_SIZE_BYTES: Final = 4 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class PointPlan:
+    """One interface to capture on."""
+
+    name: str
+    interface: str
+    ifindex: int | None = None
+    namespace: str = "host"  #: as the manifest says it: ``host`` or ``container:NAME``
+    container: str | None = None  #: whose traffic it carries, where that is known
+    container_id: str | None = (
+        None  #: the container in whose namespace the interface lies, None for the host's
+    )
+    process_id: int | None = None  #: a process in that namespace, None for the host's
+
+    @property
+    def file_name(self) -> str:
+        """The capture file's name; interface names may hold anything but a slash and white space."""
+        safe = "".join(c if c.isascii() and (c.isalnum() or c in "._@-") else "_" for c in self.name)
+        return f"{safe.lstrip('.-') or 'point'}.pcap"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How every point is captured, and when the capture ends."""
+
+    filter: str = ""
+    snaplen: int = WHOLE_SNAPLEN
+    duration_s: float = DEFAULT_DURATION_S
+    count: int | None = None  #: packets at one point that end the capture
+    max_bytes: int = DEFAULT_SIZE_BYTES  #: of all points together
+    rotate_mb: int | None = None  #: tcpdump -C: a new file after so many million bytes
+    rotate_s: int | None = None  #: tcpdump -G: a new file after so many seconds
+    ring_files: int | None = None  #: tcpdump -W: files kept of each point
+
+
+def tcpdump_arguments(point: PointPlan, options: Options, path: str) -> list[str]:
+    """Return tcpdump's arguments, without the program, that capture one point into the file `path`.
+
+    ``--immediate-mode -U`` writes each packet at once: a tcpdump without it, stopped right after the last packet,
+    wrote 0 of 80 packets and reported none dropped.
+    """
+    words = ["--immediate-mode", "-U", "-s", str(options.snaplen), "-B", str(BUFFER_KIB)]
+    words += ["--time-stamp-precision=nano", "-n", "-i", point.interface]
+    if options.rotate_mb is not None:
+        words += ["-C", str(options.rotate_mb)]
+    if options.rotate_s is not None:
+        words += ["-G", str(options.rotate_s)]
+        # -G overwrites a file whose name does not change with time (tcpdump(1)).
+        path = path.removesuffix(".pcap").replace("%", "%%") + ".%Y%m%dT%H%M%S.pcap"
+    # With -G, -W ends the capture after so many files instead of overwriting the oldest.
+    if options.ring_files is not None and options.rotate_s is None:
+        words += ["-W", str(options.ring_files)]
+    words += ["-w", path]
+    # After "--" a filter can hold no option, whatever it begins with.
+    return words + (["--", options.filter] if options.filter else [])
+
+
+def distinct(points: list[PointPlan]) -> list[PointPlan]:
+    """Return the points without those that capture the same interface of the same namespace twice."""
+    found: dict[tuple[str, str], PointPlan] = {}
+    for point in points:
+        found.setdefault((point.namespace, point.interface), point)
+    return list(found.values())

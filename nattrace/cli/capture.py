@@ -1,0 +1,193 @@
+"""The arguments of ``nattrace capture``, what it prints, and nothing of what it does."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from typing import TYPE_CHECKING, Final, Self
+
+from nattrace.errors import UsageError
+from nattrace.report.escape import terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TextIO
+
+    from nattrace.bundle.manifest import Manifest
+    from nattrace.capture import Options
+    from nattrace.capture.session import Progress
+
+#: A week: longer than this is a monitoring system's work.
+_LONGEST_S: Final = 7 * 86_400
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``nattrace capture``."""
+    parser.add_argument(
+        "-w", "--write", dest="folder", metavar="DIR", help="the new bundle (nattrace-TIME in this folder)"
+    )
+    parser.add_argument(
+        "-i",
+        "--interface",
+        dest="interfaces",
+        action="append",
+        default=[],
+        metavar="IF",
+        help="an interface of this machine; give it once for each",
+    )
+    parser.add_argument("--via", choices=("host",), default="host", help="who runs tcpdump (host)")
+    parser.add_argument("--tcpdump", metavar="PATH", help="the tcpdump to run (the one on PATH)")
+    parser.add_argument("--filter", default="", metavar="EXPR", help="capture filter, as in pcap-filter(7)")
+    parser.add_argument(
+        "--snaplen", type=_number(42, 262_144), metavar="BYTES", help="bytes kept of each packet (65535)"
+    )
+    parser.add_argument("--duration", type=_seconds, metavar="S", help="end after so many seconds (3600)")
+    parser.add_argument(
+        "--count", type=_number(1, 10**12), metavar="N", help="end when one point has N packets"
+    )
+    parser.add_argument(
+        "--max-size", type=_number(1, 10**6), metavar="MB", help="end when all points have so much (4295)"
+    )
+    parser.add_argument(
+        "--rotate-size",
+        type=_number(1, 10**6),
+        metavar="MB",
+        help="start a new file after so much (tcpdump -C)",
+    )
+    parser.add_argument(
+        "--rotate-time", type=_number(1, _LONGEST_S), metavar="S", help="start a new file after so long (-G)"
+    )
+    parser.add_argument(
+        "--files", type=_number(1, 10_000), metavar="N", help="with --rotate-size: keep the last N files (-W)"
+    )
+    parser.add_argument("--analyze", action="store_true", help="print the report at the end")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the commands to run by hand, and start nothing"
+    )
+
+
+def split_workload(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return the words before and after the first ``--`` of a capture; other commands have no workload."""
+    if arguments[:1] != ["capture"] or "--" not in arguments:
+        return arguments, []
+    at = arguments.index("--")
+    return arguments[:at], arguments[at + 1 :]
+
+
+def run(arguments: argparse.Namespace, message: Callable[[str], None]) -> str | None:
+    """Capture; return the bundle's folder, or None when nothing was captured because of ``--dry-run``."""
+    from nattrace.capture import capture_from_host, host_script  # noqa: PLC0415 - only this command needs it
+    from nattrace.capture.points import interfaces_named  # noqa: PLC0415
+
+    if not arguments.interfaces:
+        raise UsageError("which interfaces? give -i IF, once for each")
+    if arguments.files is not None and arguments.rotate_size is None:
+        raise UsageError("--files needs --rotate-size: it is the number of files that are kept")
+    points = interfaces_named(arguments.interfaces)
+    options = _options(arguments)
+    folder = arguments.folder or time.strftime("nattrace-%Y%m%dT%H%M%SZ", time.gmtime())
+    if arguments.dry_run:
+        sys.stdout.write(
+            host_script(points, folder, options, tcpdump=arguments.tcpdump, workload=arguments.workload)
+        )
+        return None
+    with _Line(sys.stderr) as line:
+        manifest = capture_from_host(
+            points,
+            folder,
+            options,
+            tcpdump=arguments.tcpdump,
+            workload=arguments.workload,
+            on_progress=line.show if line.wanted else None,
+            on_message=message,
+        )
+    message(_summary(folder, manifest))
+    return str(folder)
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    from nattrace.capture.plan import (  # noqa: PLC0415
+        DEFAULT_DURATION_S,
+        DEFAULT_SIZE_BYTES,
+        WHOLE_SNAPLEN,
+        Options,
+    )
+
+    if "\0" in arguments.filter:
+        raise UsageError("--filter: a NUL character is in no filter")
+    return Options(
+        filter=arguments.filter,
+        snaplen=arguments.snaplen or WHOLE_SNAPLEN,
+        duration_s=arguments.duration or DEFAULT_DURATION_S,
+        count=arguments.count,
+        max_bytes=DEFAULT_SIZE_BYTES if arguments.max_size is None else arguments.max_size * 10**6,
+        rotate_mb=arguments.rotate_size,
+        rotate_s=arguments.rotate_time,
+        ring_files=arguments.files,
+    )
+
+
+def _summary(folder: str, manifest: Manifest) -> str:
+    counted = []
+    for point in manifest.points:
+        counters = point.counters
+        said = "?" if counters is None or counters.captured is None else str(counters.captured)
+        lost = counters.dropped_by_kernel if counters is not None else None
+        counted.append(f"{point.name} {said}" + (f" ({lost} dropped)" if lost else ""))
+    ended = f"ended by {manifest.stopped_by}"
+    if manifest.workload is not None and manifest.workload.exit_code:
+        ended += f", which gave exit code {manifest.workload.exit_code}"
+    return f"bundle {folder}: packets {', '.join(counted)}; {ended}"
+
+
+class _Line:
+    """One line on a terminal that is written over and over, and is gone at the end."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self.wanted = stream is not None and stream.isatty()
+        self._width = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._width:
+            self._write("")
+
+    def show(self, progress: Progress) -> None:
+        """Write packets per point and the time that is left."""
+        counts = "  ".join(
+            f"{terminal(name)} {'-' if n is None else n}" for name, n in progress.packets.items()
+        )
+        time_text = (
+            f"{progress.elapsed_s:.0f} s" if progress.left_s is None else f"{progress.left_s:.0f} s left"
+        )
+        self._write(f"capturing  {counts}  {time_text}"[:200])
+
+    def _write(self, text: str) -> None:
+        if self._stream is not None:
+            self._stream.write(f"\r{text.ljust(self._width)}" if text else f"\r{' ' * self._width}\r")
+            self._stream.flush()
+            self._width = len(text)
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not (text.isascii() and text.isdecimal() and len(text) <= 18 and least <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"{text!r} is no number from {least} to {most}")
+        return int(text)
+
+    return number
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= _LONGEST_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds up to a week")
+    return seconds
