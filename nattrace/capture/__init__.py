@@ -1,71 +1,173 @@
 """Capture: tcpdump on several interfaces at once, and the bundle it leaves.
 
 The only room that talks to Docker and to the kernel. It never reads a captured packet: what it leaves is read as
-any other SOURCE.
+any other SOURCE. `run` is ``nattrace capture``, `install_tcpdump` is ``nattrace install-tcpdump``.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from nattrace.bundle.writing import new_folder, write_manifest
-from nattrace.capture.plan import Options, PointPlan, distinct
+from nattrace.capture.errors import CaptureError
+from nattrace.capture.image import DEFAULT_BASE, DEFAULT_TAG, Recipe, helper_image, install
+from nattrace.capture.plan import Options, PointPlan
+from nattrace.capture.points import Selection, resolve
 from nattrace.capture.recorder import HostRecorder, find_tcpdump, host_command
 from nattrace.capture.script import script
 from nattrace.capture.session import run_session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Callable
 
     from nattrace.bundle.manifest import Manifest
+    from nattrace.capture.recorder import Recorder
     from nattrace.capture.session import Progress
 
-__all__ = ["Options", "PointPlan", "capture_from_host", "host_script"]
+__all__ = ["Options", "PointPlan", "Request", "Selection", "dry_run", "install_tcpdump", "run"]
+
+Via = Literal["docker", "host"]
 
 
-def capture_from_host(
-    points: Sequence[PointPlan],
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One capture as it was asked for."""
+
+    selection: Selection
+    options: Options
+    via: Via = "docker"
+    tcpdump: str | None = None  #: the program, with ``host``
+    image: str = DEFAULT_TAG  #: with ``docker``
+    recipe: Recipe = "auto"  #: how the image is built when the engine lacks it
+    base: str = DEFAULT_BASE
+    workload: tuple[str, ...] = ()
+
+
+def run(
+    request: Request,
     path: str | Path,
-    options: Options,
     *,
-    tcpdump: str | None = None,
-    workload: Sequence[str] = (),
     on_progress: Callable[[Progress], None] | None = None,
     on_message: Callable[[str], None] = lambda _: None,
 ) -> Manifest:
-    """Capture with this machine's own tcpdump into a new bundle at `path`; return its manifest.
+    """Capture into a new bundle at `path`; return its manifest.
 
-    Raises CaptureError when a tcpdump or the workload does not start, UsageError when `path` is in use.
+    Raises CaptureError when there is no engine, image, tcpdump, interface, container or right for it, or the workload
+    does not start; UsageError when `path` is in use.
     """
-    program = find_tcpdump(tcpdump)
-    folder = new_folder(path)
-    manifest = run_session(
-        distinct([*points]),
-        lambda point: HostRecorder(point, options, program, folder),
-        options,
-        workload,
-        on_progress=on_progress,
-        on_message=on_message,
-    )
+    with ExitStack() as stack:
+        points, start = _prepare(request, stack, on_message)
+        folder = new_folder(path)
+        try:
+            manifest = run_session(
+                points,
+                lambda point: start(point, folder),
+                request.options,
+                request.workload,
+                on_progress=on_progress,
+                on_message=on_message,
+            )
+        except BaseException:
+            # A capture that did not come to its end leaves what it has; one that never began leaves nothing.
+            with suppress(OSError):
+                folder.rmdir()
+            raise
     write_manifest(manifest, folder)
     return manifest
 
 
-def host_script(
-    points: Sequence[PointPlan],
-    path: str,
-    options: Options,
+def dry_run(request: Request, path: str) -> str:
+    """Return the shell script that does by hand what `run` would; starts nothing and builds nothing."""
+    with ExitStack() as stack:
+        client = _client(request, stack)
+        points = resolve(request.selection, client, local=client is None or _local(client))
+        commands = []
+        for point in points:
+            target = f"{path}.parts"
+            if request.via == "host":
+                words = host_command(
+                    point, request.options, request.tcpdump or "tcpdump", f"{target}/{point.file_name}"
+                )
+            else:
+                from nattrace.capture.helper_container import docker_command  # noqa: PLC0415
+                from nattrace.capture.image import PACKED_TCPDUMP  # noqa: PLC0415
+
+                tcpdump = PACKED_TCPDUMP if request.image == DEFAULT_TAG else ("tcpdump",)
+                words = docker_command(
+                    point, request.options, request.image, tcpdump, str(Path(target).absolute())
+                )
+            commands.append((point.file_name.removesuffix(".pcap"), words))
+        return script(path, commands, (), request.workload, request.options.duration_s)
+
+
+def install_tcpdump(
+    target: str | Path,
     *,
-    tcpdump: str | None = None,
-    workload: Sequence[str] = (),
-) -> str:
-    """Return the shell script that does by hand what `capture_from_host` would."""
-    captures = [
-        (
-            point.file_name.removesuffix(".pcap"),
-            host_command(point, options, tcpdump or "tcpdump", f"{path}.parts/{point.file_name}"),
-        )
-        for point in distinct([*points])
-    ]
-    return script(path, captures, (), workload, options.duration_s)
+    image: str = DEFAULT_TAG,
+    recipe: Recipe = "auto",
+    base: str = DEFAULT_BASE,
+    on_message: Callable[[str], None] = lambda _: None,
+) -> list[str]:
+    """Put a tcpdump that needs no libraries of the host into the folder `target`; return the names put there."""
+    from nattrace.capture.engine import connect  # noqa: PLC0415 - docker takes a second to load
+
+    client = connect()
+    try:
+        identity, _ = helper_image(client, image, recipe=recipe, base=base, on_message=on_message)
+        return install(client, identity, Path(target))
+    finally:
+        client.close()
+
+
+def _prepare(
+    request: Request, stack: ExitStack, on_message: Callable[[str], None]
+) -> tuple[list[PointPlan], Callable[[PointPlan, Path], Recorder]]:
+    """Return the points and what starts capturing one of them into a folder."""
+    client = _client(request, stack)
+    local = client is None or _local(client)
+    if request.via == "host":
+        program = find_tcpdump(request.tcpdump)
+        if not local and (request.selection.containers or request.selection.networks):
+            raise CaptureError(
+                "the engine is on another machine: its containers cannot be captured from here"
+            )
+        points = resolve(request.selection, client, local=True, on_message=on_message)
+        return points, lambda point, folder: HostRecorder(point, request.options, program, folder)
+
+    from nattrace.capture.helper_container import Helpers, remove_leftovers  # noqa: PLC0415
+
+    removed = remove_leftovers(client)
+    if removed:
+        on_message(f"removed {removed} helper container{'s' * (removed > 1)} of a capture that was killed")
+    points = resolve(request.selection, client, local=local, on_message=on_message)
+    identity, tcpdump = helper_image(
+        client, request.image, recipe=request.recipe, base=request.base, on_message=on_message
+    )
+    helpers = Helpers(client, identity, tcpdump, request.options)
+    return points, helpers.start
+
+
+def _client(request: Request, stack: ExitStack) -> Any | None:
+    """Return the engine, None where ``host`` does well without one."""
+    selection = request.selection
+    if request.via == "host" and not (selection.containers or selection.networks or selection.is_automatic):
+        return None
+    from nattrace.capture.engine import connect  # noqa: PLC0415 - docker takes a second to load
+
+    try:
+        client = connect()
+    except CaptureError:
+        if request.via == "host" and selection.is_automatic:
+            return None
+        raise
+    stack.callback(client.close)
+    return client
+
+
+def _local(client: Any) -> bool:
+    from nattrace.capture.engine import is_local  # noqa: PLC0415
+
+    return is_local(client)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from nattrace.errors import NattraceError
+
+#: What tcpdump says when all is well.
+_ROUTINE = re.compile(r"listening on|\d+ packets? |dropped privs")
 
 
 class CaptureError(NattraceError):
@@ -11,8 +16,8 @@ class CaptureError(NattraceError):
 
 def tcpdump_complaint(said: str) -> str:
     """Return the last line that tcpdump printed of its own, without its name; empty when it said nothing."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    own = [line for line in lines if line.startswith("tcpdump:") and "listening on" not in line]
+    lines = [line.strip() for line in said.splitlines() if line.strip() and not _ROUTINE.search(line)]
+    own = [line for line in lines if line.startswith("tcpdump:")]
     line = (own or lines or [""])[-1]
     return line.removeprefix("tcpdump:").strip()[:300]
 

@@ -5,7 +5,8 @@ Pure: nothing is started or looked up here, so that ``--dry-run`` prints exactly
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Final
 
 #: Snapshot length: any IP packet whole.
@@ -41,6 +42,14 @@ class PointPlan:
         """The capture file's name; interface names may hold anything but a slash and white space."""
         safe = "".join(c if c.isascii() and (c.isalnum() or c in "._@-") else "_" for c in self.name)
         return f"{safe.lstrip('.-') or 'point'}.pcap"
+
+    def owns(self, file_name: str) -> bool:
+        """Tell whether tcpdump made a file of this name for the point: its own, or one of a rotation.
+
+        -C adds a number at the end, -G a time before the suffix. eth0 does not own eth0.100.pcap.
+        """
+        stem = re.escape(self.file_name.removesuffix(".pcap"))
+        return re.fullmatch(rf"{stem}(\.\d{{8}}T\d{{6}})?\.pcap\d*", file_name, re.ASCII) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +89,16 @@ def tcpdump_arguments(point: PointPlan, options: Options, path: str) -> list[str
 
 
 def distinct(points: list[PointPlan]) -> list[PointPlan]:
-    """Return the points without those that capture the same interface of the same namespace twice."""
+    """Return the points, each interface of each namespace once, with names that are all different."""
     found: dict[tuple[str, str], PointPlan] = {}
+    files: set[str] = set()
     for point in points:
-        found.setdefault((point.namespace, point.interface), point)
+        if (point.namespace, point.interface) in found:
+            continue
+        made, number = point, 1
+        while made.file_name in files:
+            number += 1
+            made = replace(point, name=f"{point.name}-{number}")
+        files.add(made.file_name)
+        found[point.namespace, point.interface] = made
     return list(found.values())

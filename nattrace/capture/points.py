@@ -1,15 +1,85 @@
-"""Which interfaces to capture on. Asks the kernel; starts nothing."""
+"""Which interfaces to capture on: named, those of containers and Docker networks, or found out.
+
+Asks the kernel (pyroute2) and the engine; starts nothing.
+"""
 
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
+from nattrace.capture.engine import engine_errors
 from nattrace.capture.errors import CaptureError
-from nattrace.capture.plan import PointPlan
+from nattrace.capture.plan import PointPlan, distinct
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+#: The name that Docker gives a container's first interface, and where it tells a network's bridge.
+_CONTAINER_INTERFACE: Final = "eth0"
+_BRIDGE_OPTION: Final = "com.docker.network.bridge.name"
+_DEFAULT_BRIDGE: Final = "docker0"
+
+#: RT_TABLE_MAIN (linux/rtnetlink.h).
+_MAIN_TABLE: Final = 254
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What the user asked for; nothing at all means: find it out."""
+
+    interfaces: tuple[str, ...] = ()
+    containers: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether the points are to be found out."""
+        return not (self.interfaces or self.containers or self.networks)
+
+
+def resolve(
+    selection: Selection,
+    client: Any | None,
+    *,
+    local: bool = True,
+    on_message: Callable[[str], None] = lambda _: None,
+) -> list[PointPlan]:
+    """Return the points of a selection, each interface once.
+
+    Parameters
+    ----------
+    selection
+        What was asked for.
+    client
+        The engine, None where there is none; needed for containers and networks.
+    local
+        Whether the engine's interfaces are the ones of this machine.
+    on_message
+        Told what was chosen, or could not be found, on one line each.
+
+    Raises
+    ------
+    CaptureError
+        There is no such interface, container or network, or nothing can be found out.
+    """
+    if (selection.containers or selection.networks) and client is None:
+        raise CaptureError("--container and --network need a Docker engine; give -i IF")
+    if not local:
+        if selection.is_automatic:
+            raise CaptureError("the engine is on another machine, whose interfaces are not known; give -i IF")
+        points = [PointPlan(name, name) for name in selection.interfaces]
+    else:
+        points = interfaces_named(selection.interfaces)
+    for name in selection.containers:
+        points += container_points(client, name, local=local, on_message=on_message)
+    points += [network_point(client, name, local=local) for name in selection.networks]
+    if selection.is_automatic:
+        points = automatic_points(client)
+        on_message(f"capturing on {', '.join(point.name for point in points)} (-i IF picks others)")
+    return distinct(points)
 
 
 def interfaces_named(names: Sequence[str]) -> list[PointPlan]:
@@ -26,3 +96,137 @@ def interfaces_named(names: Sequence[str]) -> list[PointPlan]:
             raise CaptureError(f"{name}: no such interface; there are {', '.join(sorted(there))}")
         points.append(PointPlan(name, name, ifindex=there[name]))
     return points
+
+
+def container_points(
+    client: Any, name: str, *, local: bool, on_message: Callable[[str], None]
+) -> list[PointPlan]:
+    """Return a container's eth0, in its namespace, and the host's side of it where that can be found."""
+    import docker  # noqa: PLC0415 - only where there is an engine
+
+    with engine_errors(f"container {name}"):
+        try:
+            container = client.containers.get(name)
+        except docker.errors.NotFound as error:
+            running = ", ".join(sorted(each.name for each in client.containers.list())) or "none"
+            raise CaptureError(f"{name}: no such container; running: {running}") from error
+    state, settings = container.attrs.get("State", {}), container.attrs.get("NetworkSettings", {})
+    if not state.get("Running"):
+        raise CaptureError(
+            f"{container.name}: the container does not run ({state.get('Status', '?')}); start it first"
+        )
+    mode = str(container.attrs.get("HostConfig", {}).get("NetworkMode", ""))
+    if mode in {"host", "none"}:
+        raise CaptureError(f"{container.name}: has no network of its own (--network {mode}); give -i IF")
+    process_id = state.get("Pid") if local else None
+    inside = PointPlan(
+        f"{container.name}:{_CONTAINER_INTERFACE}",
+        _CONTAINER_INTERFACE,
+        namespace=f"container:{container.name}",
+        container=container.name,
+        container_id=container.id,
+        process_id=process_id,
+    )
+    if not local:
+        return [inside]
+    addresses = [settings.get("MacAddress")]
+    addresses += [network.get("MacAddress") for network in (settings.get("Networks") or {}).values()]
+    index = _peer_index(process_id) or _port_index({each for each in addresses if each})
+    names = dict(socket.if_nameindex())
+    if index not in names:
+        on_message(
+            f"{container.name}: its side in the host's namespace is not to be found; root can look it up"
+        )
+        return [inside]
+    return [inside, PointPlan(names[index], names[index], ifindex=index, container=container.name)]
+
+
+def network_point(client: Any, name: str, *, local: bool) -> PointPlan:
+    """Return the bridge of a Docker network."""
+    import docker  # noqa: PLC0415
+
+    with engine_errors(f"network {name}"):
+        try:
+            network = client.networks.get(name)
+        except docker.errors.NotFound as error:
+            there = ", ".join(sorted(each.name for each in client.networks.list()))
+            raise CaptureError(f"{name}: no such network; there are {there}") from error
+    bridge = _bridge_of(network.attrs)
+    if bridge is None:
+        driver = network.attrs.get("Driver")
+        raise CaptureError(f"{name}: a {driver} network has no bridge on this machine; give -i IF")
+    return interfaces_named([bridge])[0] if local else PointPlan(bridge, bridge)
+
+
+def automatic_points(client: Any | None) -> list[PointPlan]:
+    """Return the bridges of Docker's networks that are in use, and the interfaces that default routes leave by.
+
+    docker0 counts as used: a workload may start a container on it. Raises CaptureError when there are not both.
+    """
+    there = {name for _, name in socket.if_nameindex()}
+    bridges = [_DEFAULT_BRIDGE] if _DEFAULT_BRIDGE in there else []
+    if client is not None:
+        with engine_errors("networks"):
+            for network in client.networks.list(filters={"driver": "bridge"}):
+                network.reload()
+                bridge = _bridge_of(network.attrs)
+                if bridge in there and network.attrs.get("Containers"):
+                    bridges.append(bridge)
+    outgoing = default_interfaces()
+    if not bridges:
+        raise CaptureError("no bridge of Docker's here; give -i IF for the inner and the outer interface")
+    if not outgoing:
+        raise CaptureError("no default route here, so the outgoing interface is unknown; give -i IF for each")
+    return distinct(interfaces_named([*sorted(set(bridges)), *outgoing]))
+
+
+def default_interfaces() -> list[str]:
+    """Return the interfaces that IPv4's and IPv6's default routes leave by: of each family those of least metric."""
+    from pyroute2 import IPRoute  # noqa: PLC0415 - slow to load
+
+    names = dict(socket.if_nameindex())
+    found: list[str] = []
+    with IPRoute() as kernel:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            routes = [
+                route
+                for route in kernel.get_routes(family=family)
+                if route["dst_len"] == 0 and route.get_attr("RTA_TABLE", _MAIN_TABLE) == _MAIN_TABLE
+            ]
+            least = min((route.get_attr("RTA_PRIORITY", 0) or 0 for route in routes), default=0)
+            for route in routes:
+                if (route.get_attr("RTA_PRIORITY", 0) or 0) != least:
+                    continue
+                hops = [route.get_attr("RTA_OIF")]
+                hops += [hop["oif"] for hop in route.get_attr("RTA_MULTIPATH") or ()]
+                found += [names[hop] for hop in hops if hop in names and names[hop] != "lo"]
+    return list(dict.fromkeys(found))
+
+
+def _bridge_of(attributes: dict[str, Any]) -> str | None:
+    if attributes.get("Driver") != "bridge":
+        return None
+    given = (attributes.get("Options") or {}).get(_BRIDGE_OPTION)
+    return given or f"br-{str(attributes.get('Id', ''))[:12]}"
+
+
+def _peer_index(process_id: int | None) -> int | None:
+    """Return the interface index, in the host's namespace, of the other end of a container's eth0."""
+    # The container's own /sys shows its own interfaces; reading it there takes root.
+    try:
+        path = Path(f"/proc/{process_id}/root/sys/class/net/{_CONTAINER_INTERFACE}/iflink")
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _port_index(addresses: set[str]) -> int | None:
+    """Return the bridge port behind which one of the hardware addresses was seen."""
+    from pyroute2 import IPRoute  # noqa: PLC0415 - slow to load
+
+    wanted = {address.lower() for address in addresses}
+    with IPRoute() as kernel:
+        for entry in kernel.fdb("dump"):
+            if str(entry.get_attr("NDA_LLADDR")).lower() in wanted:
+                return int(entry["ifindex"])
+    return None

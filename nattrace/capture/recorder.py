@@ -86,8 +86,7 @@ class HostRecorder:
     def __init__(self, point: PointPlan, options: Options, tcpdump: str, folder: Path) -> None:
         self.point = point
         self._folder = folder
-        self._stem = point.file_name.removesuffix(".pcap")
-        self._log = folder / f"{self._stem}.log"
+        self._log = folder / f"{point.file_name}.log"
         self.command = tuple(host_command(point, options, tcpdump, str(folder / point.file_name)))
         try:
             with self._log.open("wb") as log:
@@ -139,12 +138,7 @@ class HostRecorder:
         self._log.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
-        # NAME.pcap, NAME.pcap1 (-C), NAME.20261123T220000.pcap (-G): nothing else in the folder begins so.
-        return sorted(
-            path
-            for path in self._folder.iterdir()
-            if path.name.startswith(f"{self._stem}.") and ".pcap" in path.name[len(self._stem) :]
-        )
+        return sorted(path for path in self._folder.iterdir() if self.point.owns(path.name))
 
 
 def _end_with_parent() -> Callable[[], None] | None:

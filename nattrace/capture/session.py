@@ -238,6 +238,8 @@ class _Watch:
         for recorder in self._recorders:
             code = recorder.exit_code()
             name = recorder.point.name
+            if code == -signal.SIGXFSZ:
+                return "size"
             if code is None:
                 alive += 1
                 size_bytes += recorder.size_bytes() or 0
@@ -267,6 +269,8 @@ def _stop(recorders: Sequence[Recorder], problems: dict[str, str], options: Opti
         code = recorder.exit_code()
         if code is None:
             recorder.send(signal.SIGINT)
+        elif code == -signal.SIGXFSZ:
+            problems.setdefault(recorder.point.name, "the capture reached its greatest size")
         elif recorder.point.name not in problems:
             problems[recorder.point.name] = _ended_early(code, recorder.said())
     deadline = time.monotonic() + PATIENCE_S
@@ -292,5 +296,9 @@ def _stop(recorders: Sequence[Recorder], problems: dict[str, str], options: Opti
             command=recorder.command,
             problem=problems.get(point.name),
         )
-        entries.append(replace(entry, files=recorder.collect()))
+        try:
+            entries.append(replace(entry, files=recorder.collect()))
+        except CaptureError as error:
+            # The other points' packets must not be lost with this one's.
+            entries.append(replace(entry, problem=entry.problem or str(error)))
     return entries

@@ -129,6 +129,10 @@ def _capture(arguments: argparse.Namespace) -> None:
             write_report(report, stream, "table", width=width)
 
 
+def _install_tcpdump(arguments: argparse.Namespace) -> None:
+    capture_command.install(arguments, _message)
+
+
 def _demo(arguments: argparse.Namespace) -> None:
     from importlib.resources import as_file, files  # noqa: PLC0415 - only this command needs it
 
@@ -227,6 +231,13 @@ def _parser() -> argparse.ArgumentParser:
     capture.usage = "%(prog)s [OPTION...] [-- COMMAND...]"
     capture_command.add_arguments(capture)
     capture.set_defaults(dissector="native", output=None)
+
+    install = command(
+        "install-tcpdump",
+        _install_tcpdump,
+        "put a tcpdump that needs no libraries into a folder of this machine",
+    )
+    capture_command.add_install_arguments(install)
 
     demo = command("demo", _demo, "analyse captures that ship with nattrace: no root, no Docker, no network")
     demo.add_argument("-f", "--format", choices=REPORT_FORMATS, help="form of the output (table)")

@@ -6,7 +6,7 @@ import argparse
 import math
 import sys
 import time
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from nattrace.errors import UsageError
 from nattrace.report.escape import terminal
@@ -37,8 +37,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IF",
         help="an interface of this machine; give it once for each",
     )
-    parser.add_argument("--via", choices=("host",), default="host", help="who runs tcpdump (host)")
-    parser.add_argument("--tcpdump", metavar="PATH", help="the tcpdump to run (the one on PATH)")
+    parser.add_argument(
+        "--container",
+        dest="containers",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a container: its eth0, in its namespace, and the host's side of it",
+    )
+    parser.add_argument(
+        "--network",
+        dest="networks",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a Docker network: its bridge",
+    )
+    parser.add_argument(
+        "--auto", action="store_true", help="find out bridges and outgoing interfaces; the default"
+    )
+    parser.add_argument(
+        "--via", choices=("docker", "host"), help="tcpdump runs in helper containers (docker) or here (host)"
+    )
+    parser.add_argument("--tcpdump", metavar="PATH", help="the tcpdump to run here (the one on PATH)")
+    add_image_arguments(parser)
     parser.add_argument("--filter", default="", metavar="EXPR", help="capture filter, as in pcap-filter(7)")
     parser.add_argument(
         "--snaplen", type=_number(42, 262_144), metavar="BYTES", help="bytes kept of each packet (65535)"
@@ -78,33 +100,72 @@ def split_workload(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def run(arguments: argparse.Namespace, message: Callable[[str], None]) -> str | None:
     """Capture; return the bundle's folder, or None when nothing was captured because of ``--dry-run``."""
-    from nattrace.capture import capture_from_host, host_script  # noqa: PLC0415 - only this command needs it
-    from nattrace.capture.points import interfaces_named  # noqa: PLC0415
+    from nattrace import capture  # noqa: PLC0415 - only this command needs it
 
-    if not arguments.interfaces:
-        raise UsageError("which interfaces? give -i IF, once for each")
     if arguments.files is not None and arguments.rotate_size is None:
         raise UsageError("--files needs --rotate-size: it is the number of files that are kept")
-    points = interfaces_named(arguments.interfaces)
-    options = _options(arguments)
+    chosen = capture.Selection(
+        tuple(arguments.interfaces), tuple(arguments.containers), tuple(arguments.networks)
+    )
+    if arguments.auto and not chosen.is_automatic:
+        raise UsageError("--auto finds the interfaces out: leave -i, --container and --network away")
+    request = capture.Request(
+        selection=chosen,
+        options=_options(arguments),
+        via=arguments.via or ("docker" if arguments.tcpdump is None else "host"),
+        tcpdump=arguments.tcpdump,
+        workload=tuple(arguments.workload),
+        **image_words(arguments),
+    )
     folder = arguments.folder or time.strftime("nattrace-%Y%m%dT%H%M%SZ", time.gmtime())
     if arguments.dry_run:
-        sys.stdout.write(
-            host_script(points, folder, options, tcpdump=arguments.tcpdump, workload=arguments.workload)
-        )
+        sys.stdout.write(capture.dry_run(request, folder))
         return None
     with _Line(sys.stderr) as line:
-        manifest = capture_from_host(
-            points,
-            folder,
-            options,
-            tcpdump=arguments.tcpdump,
-            workload=arguments.workload,
-            on_progress=line.show if line.wanted else None,
-            on_message=message,
+        manifest = capture.run(
+            request, folder, on_progress=line.show if line.wanted else None, on_message=message
         )
     message(_summary(folder, manifest))
     return str(folder)
+
+
+def install(arguments: argparse.Namespace, message: Callable[[str], None]) -> None:
+    """Run ``nattrace install-tcpdump``."""
+    from nattrace import capture  # noqa: PLC0415 - only this command needs it
+
+    names = capture.install_tcpdump(arguments.target, on_message=message, **image_words(arguments))
+    message(f"installed in {arguments.target}: {', '.join(names)}")
+
+
+def image_words(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what was said of the helper image."""
+    from nattrace.capture.image import DEFAULT_BASE, DEFAULT_TAG  # noqa: PLC0415
+
+    return {
+        "image": arguments.image or DEFAULT_TAG,
+        "recipe": arguments.build,
+        "base": arguments.base or DEFAULT_BASE,
+    }
+
+
+def add_image_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which helper image is used and how it is built."""
+    parser.add_argument(
+        "--image", metavar="TAG", help="helper image (localtcpdump, built when it is missing)"
+    )
+    parser.add_argument(
+        "--build",
+        choices=("auto", "scratch", "base"),
+        default="auto",
+        help="build it from this machine's tcpdump (scratch) or from --base (auto: scratch if there is one)",
+    )
+    parser.add_argument("--base", metavar="IMAGE", help="the distribution's image to build from (alpine:3)")
+
+
+def add_install_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``nattrace install-tcpdump``."""
+    parser.add_argument("--target", required=True, metavar="DIR", help="the folder that it is put into")
+    add_image_arguments(parser)
 
 
 def _options(arguments: argparse.Namespace) -> Options:

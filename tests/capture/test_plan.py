@@ -50,14 +50,29 @@ def test_a_file_name_is_safe_whatever_the_point_is_called(name: str, file: str) 
 
 def test_an_interface_is_captured_once() -> None:
     inside = replace(POINT, namespace="container:job")
-    assert distinct([POINT, inside, replace(POINT, name="again")]) == [POINT, inside]
+    assert distinct([POINT, replace(POINT, name="again"), inside]) == [
+        POINT,
+        replace(inside, name="docker0-2"),
+    ]
+
+
+def test_a_point_owns_the_files_of_its_rotation_and_no_others() -> None:
+    for file in (
+        "docker0.pcap",
+        "docker0.pcap12",
+        "docker0.20261123T220000.pcap",
+        "docker0.20261123T220000.pcap1",
+    ):
+        assert POINT.owns(file)
+    for file in ("docker0.100.pcap", "docker0.pcap.log", "xdocker0.pcap", "docker0xpcap"):
+        assert not POINT.owns(file)
 
 
 def test_the_script_is_one_that_a_shell_understands(tmp_path: Path) -> None:
     text = (
         script(
             f"{tmp_path}/it's",
-            [("a", ["sh", "-c", "echo 'tcpdump: listening on a, link-type X' >&2; sleep 60"])],
+            [("a", ["sh", "-c", "echo 'tcpdump: listening on a, link-type X' >&2; exec sleep 60"])],
             [("links.json", ["echo", "[]"])],
             ["echo", "$HOME"],
             5,

@@ -1,0 +1,103 @@
+"""The Docker engine: which one, whether it answers, and what is said when it does not.
+
+The only module that imports the docker package. It knows engines, not captures.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from nattrace.capture.errors import CaptureError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Where engines listen when nothing says otherwise: Docker, rootless Docker, Podman, rootless Podman.
+_SOCKETS: Final = (
+    "/var/run/docker.sock",
+    "{runtime}/docker.sock",
+    "/run/podman/podman.sock",
+    "{runtime}/podman/podman.sock",
+)
+
+#: Seconds that an engine may take for one answer; building an image takes longer and says so.
+TIMEOUT_S: Final = 60
+
+
+def connect() -> Any:
+    """Return a client of the engine that DOCKER_HOST, DOCKER_CONTEXT or the docker command's context name.
+
+    Without any of them, the first socket that exists is taken: Docker's, rootless Docker's, Podman's.
+
+    Raises
+    ------
+    CaptureError
+        No engine answers, or it refuses the caller; the message says which one was asked.
+    """
+    import docker  # noqa: PLC0415 - a second to load
+
+    address, client = "?", None
+    try:
+        address, tls = _address()
+        client = docker.DockerClient(base_url=address, tls=tls or False, timeout=TIMEOUT_S, version="auto")
+        client.ping()
+    except (docker.errors.DockerException, OSError, ValueError) as error:
+        if client is not None:
+            client.close()
+        raise _no_engine(address, error) from error
+    return client
+
+
+def is_local(client: Any) -> bool:
+    """Tell whether the engine runs on this machine: its interfaces are then the ones seen here."""
+    return str(client.api.base_url).startswith(("http+docker://localhost", "http+docker://localunixsocket"))
+
+
+@contextmanager
+def engine_errors(what: str) -> Iterator[None]:
+    """Turn the engine's complaints inside the block into a CaptureError that begins with `what`."""
+    import docker  # noqa: PLC0415
+    import requests  # noqa: PLC0415
+
+    try:
+        yield
+    except (docker.errors.DockerException, requests.RequestException) as error:
+        raise CaptureError(f"{what}: {complaint(error)}") from error
+
+
+def complaint(error: Exception) -> str:
+    """Return what the engine said, on one line."""
+    text = getattr(error, "explanation", None) or str(error)
+    return " ".join(str(text).split())[:300]
+
+
+def _address() -> tuple[str, Any]:
+    """Return the engine's URL and its TLS configuration."""
+    from docker.context import ContextAPI  # noqa: PLC0415
+    from docker.utils import kwargs_from_env  # noqa: PLC0415
+
+    if os.environ.get("DOCKER_HOST"):
+        known = kwargs_from_env()
+        return known.get("base_url", os.environ["DOCKER_HOST"]), known.get("tls")
+    context = ContextAPI.get_context(os.environ.get("DOCKER_CONTEXT") or None)
+    if context is not None and context.name != "default" and context.Host:
+        return context.Host, context.TLSConfig
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    for place in _SOCKETS:
+        path = place.format(runtime=runtime)
+        if os.path.exists(path):  # noqa: PTH110 - False where it may not be looked at
+            return f"unix://{path}", None
+    return f"unix://{_SOCKETS[0]}", None
+
+
+def _no_engine(address: str, error: Exception) -> CaptureError:
+    text = str(error)
+    if "PermissionError" in text or "Permission denied" in text:
+        return CaptureError(f"{address}: no right to use this engine; use sudo, or join the group docker")
+    if "FileNotFoundError" in text or "No such file" in text or "Connection refused" in text:
+        return CaptureError(
+            f"{address}: no Docker engine there; start it, set DOCKER_HOST, or capture with --via host"
+        )
+    return CaptureError(f"{address}: {complaint(error)}; set DOCKER_HOST, or capture with --via host")

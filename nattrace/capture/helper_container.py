@@ -1,0 +1,273 @@
+"""tcpdump in a helper container, one for each point.
+
+The container shares the network namespace of the host or of another container and has nothing but the right to open
+packet sockets. The capture lands in a volume of its own and comes out as an archive, so no folder of
+the host is mounted and the engine may be on another machine. Containers and volumes are labelled with the process
+that made them, and those whose process is gone are removed by the next capture.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tarfile
+import time
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Final
+
+from nattrace.capture.engine import complaint, engine_errors
+from nattrace.capture.errors import CaptureError
+from nattrace.capture.image import StreamFile
+from nattrace.capture.plan import tcpdump_arguments
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable, Sequence
+
+    from nattrace.capture.plan import Options, PointPlan
+
+#: What marks a helper: whose it is, and when it is surely forgotten.
+OWNER_LABEL: Final = "org.nattrace.capture.owner"
+UNTIL_LABEL: Final = "org.nattrace.capture.until"
+
+#: Seconds after the end of its capture at which a helper whose owner cannot be looked up is taken for forgotten.
+_GRACE_S: Final = 3600
+
+#: Where the capture lies in the helper.
+_FOLDER: Final = "/capture"
+
+#: Rights of a helper. The second set is for a tcpdump that insists on changing its user (Debian's, Fedora's):
+#: ``-Z root`` keeps it the same, but setgroups(2) wants the right all the same.
+_CAPABILITIES: Final = ("NET_RAW",)
+_CAPABILITIES_TO_STAY: Final = ("NET_RAW", "SETGID")
+
+#: What such a tcpdump says without that right.
+_WANTS_TO_CHANGE: Final = ("Couldn't change to", "Couldn't find user")
+
+#: How often the engine is asked whether a helper still runs.
+_ASK_S: Final = 0.25
+
+#: Last lines of the log that are read: the counters, and a complaint.
+_LOG_LINES: Final = 30
+
+
+def container_options(
+    point: PointPlan, options: Options, tcpdump: Sequence[str], *, stays_root: bool
+) -> dict[str, Any]:
+    """Return what the engine is told of the point's helper, in the words of docker-py's containers.create."""
+    words = [*tcpdump, *(["-Z", "root"] if stays_root else [])]
+    words += tcpdump_arguments(point, options, f"{_FOLDER}/{point.file_name}")
+    return {
+        "entrypoint": words,
+        "network_mode": "host" if point.container_id is None else f"container:{point.container_id}",
+        "cap_drop": ["ALL"],
+        "cap_add": [*(_CAPABILITIES_TO_STAY if stays_root else _CAPABILITIES)],
+        "security_opt": ["no-new-privileges"],
+        "read_only": True,
+        "user": "0:0",
+        "pids_limit": 16,
+    }
+
+
+def docker_command(
+    point: PointPlan, options: Options, image: str, tcpdump: Sequence[str], target: str
+) -> list[str]:
+    """Return the docker command line that does the same by hand, with the folder `target` for the output."""
+    made = container_options(point, options, tcpdump, stays_root=True)
+    words = ["docker", "run", "--rm", "--network", made["network_mode"], "--cap-drop", "ALL"]
+    words += [word for right in made["cap_add"] for word in ("--cap-add", right)]
+    words += ["--security-opt", "no-new-privileges", "--read-only", "--user", "0:0"]
+    words += ["--volume", f"{target}:{_FOLDER}", "--entrypoint", made["entrypoint"][0], image]
+    return [*words, *made["entrypoint"][1:]]
+
+
+class Helpers:
+    """Starts the helpers of one capture; `start` is what the session calls for each point."""
+
+    def __init__(self, client: Any, image: str, tcpdump: Sequence[str], options: Options) -> None:
+        self._client, self._image, self._tcpdump = client, image, tuple(tcpdump)
+        self._options = options
+        self._stays_root: bool | None = None  #: None until the first helper has shown what its tcpdump wants
+
+    def start(self, point: PointPlan, folder: Path) -> HelperRecorder:
+        """Start capturing a point, for a bundle in `folder`; CaptureError when the engine refuses."""
+        helper = self._run(point, folder, stays_root=bool(self._stays_root))
+        if self._stays_root is not None:
+            return helper
+        deadline = time.monotonic() + 10
+        while not (said := helper.said()) and helper.exit_code() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self._stays_root = any(text in said for text in _WANTS_TO_CHANGE)
+        if not self._stays_root:
+            return helper
+        helper.close()
+        return self._run(point, folder, stays_root=True)
+
+    def _run(self, point: PointPlan, folder: Path, *, stays_root: bool) -> HelperRecorder:
+        from docker.types import LogConfig, Ulimit  # noqa: PLC0415
+
+        made = container_options(point, self._options, self._tcpdump, stays_root=stays_root)
+        limit = self._options.max_bytes
+        labels = {
+            OWNER_LABEL: owner(os.getpid()) or "?",
+            UNTIL_LABEL: str(int(time.time() + self._options.duration_s + _GRACE_S)),
+        }
+        helper = HelperRecorder(point, tuple(made["entrypoint"]), folder)
+        try:
+            with engine_errors(f"{point.name}: the engine starts no helper"):
+                helper.volume = self._client.volumes.create(labels=labels)
+                helper.container = self._client.containers.create(
+                    self._image,
+                    **made,
+                    volumes={helper.volume.name: {"bind": _FOLDER, "mode": "rw"}},
+                    labels=labels,
+                    # Whatever happens to this process, a helper cannot fill the engine's disk.
+                    ulimits=[Ulimit(name="fsize", soft=limit, hard=limit)],
+                    log_config=LogConfig(type="json-file", config={"max-size": "1m", "max-file": "2"}),
+                )
+                helper.container.start()
+        except BaseException:
+            helper.close()
+            raise
+        return helper
+
+
+class HelperRecorder:
+    """A helper container that runs; see `nattrace.capture.recorder.Recorder`."""
+
+    def __init__(self, point: PointPlan, command: tuple[str, ...], folder: Path) -> None:
+        self.point = point
+        self.command = command
+        self.container: Any = None
+        self.volume: Any = None
+        self._folder = folder
+        self._said = ""
+        self._code: int | None = None
+        self._asked_s = 0.0
+        self._closed = False
+
+    def said(self) -> str:
+        """Return the last lines of tcpdump's messages; what was known of them when the engine is silent."""
+        text = self._ask(lambda: self.container.logs(stdout=True, stderr=True, tail=_LOG_LINES))
+        if isinstance(text, bytes):
+            self._said = text.decode("utf-8", "replace")
+        return self._said
+
+    def exit_code(self) -> int | None:
+        """Return None while tcpdump runs, as far as the engine said a quarter of a second ago."""
+        now = time.monotonic()
+        if self._code is None and now - self._asked_s >= _ASK_S:
+            self._asked_s = now
+            self._ask(self.container.reload)
+            state = self.container.attrs.get("State", {})
+            if state.get("Status") in {"exited", "dead", "removing"}:
+                code = int(state.get("ExitCode", 1))
+                self._code = 128 - code if code > 128 else code  # a shell's way of saying "by a signal"
+        return self._code
+
+    def send(self, which: signal.Signals) -> None:
+        """Send a signal, if the helper still runs."""
+        if self._code is None:
+            self._ask(lambda: self.container.kill(which.name), fatal=False)
+
+    def size_bytes(self) -> int | None:
+        """Return None: it lies in the engine's volume, where a limit on file sizes watches over it."""
+        return None
+
+    def collect(self) -> tuple[str, ...]:
+        """Copy the capture files into the bundle. Raises CaptureError when the engine does not give them."""
+        names = []
+        with engine_errors(f"{self.point.name}: the engine does not give the capture"):
+            stream, _ = self.container.get_archive(f"{_FOLDER}/.")
+            try:
+                with tarfile.open(fileobj=StreamFile(stream), mode="r|") as archive:
+                    for member in archive:
+                        name = PurePosixPath(member.name).name
+                        if member.isfile() and member.size and self.point.owns(name):
+                            source = archive.extractfile(member)
+                            if source is not None:
+                                with (self._folder / name).open("wb") as file:
+                                    shutil.copyfileobj(source, file, 1 << 20)
+                                names.append(name)
+            except tarfile.TarError as error:
+                raise CaptureError(f"{self.point.name}: the engine's archive is damaged: {error}") from error
+        return tuple(sorted(names))
+
+    def close(self) -> None:
+        """Remove the helper and its volume."""
+        if not self._closed:
+            self._closed = True
+            # In this order: a volume in use cannot be removed.
+            for each in (self.container, self.volume):
+                if each is not None:
+                    _remove(each)
+
+    def _ask(self, question: Callable[[], Any], *, fatal: bool = True) -> Any:
+        """Ask the engine; one that does not answer, or knows the helper no more, ends this recorder."""
+        import docker  # noqa: PLC0415
+        import requests  # noqa: PLC0415
+
+        try:
+            return question()
+        except (docker.errors.DockerException, requests.RequestException) as error:
+            gone = isinstance(error, docker.errors.NotFound)
+            if self._code is None and (fatal or gone) and not isinstance(error, requests.Timeout):
+                self._code = 1
+                what = "the helper container is gone" if gone else "the engine does not answer"
+                self._said += f"\ntcpdump: {what}: {complaint(error)}"
+            return None
+
+
+def owner(process_id: int) -> str | None:
+    """Return what tells a process of this machine from all others, None when it is gone.
+
+    That is where its number counts (boot and PID namespace), its number, and when it started.
+    """
+    try:
+        namespace = Path("/proc/self/ns/pid").readlink()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip() + f"/{namespace}".replace(":", "")
+        # comm, the second field, may hold anything but ends with the last parenthesis (proc(5)).
+        fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return f"{boot}:{process_id}:{fields[19]}"
+
+
+def remove_leftovers(client: Any) -> int:
+    """Remove the helpers of captures that were killed; return how many there were.
+
+    A helper stays while its process lives. One of another machine or boot stays until its time is long over.
+    """
+    removed = 0
+    with engine_errors("helpers of earlier captures"):
+        for container in client.containers.list(
+            all=True, filters={"label": OWNER_LABEL}, ignore_removed=True
+        ):
+            if _is_left_over(container.labels):
+                _remove(container)
+                removed += 1
+        for volume in client.volumes.list(filters={"label": OWNER_LABEL}):
+            if _is_left_over(volume.attrs.get("Labels") or {}):
+                _remove(volume)
+    return removed
+
+
+def _is_left_over(labels: dict[str, str]) -> bool:
+    boot, _, rest = labels.get(OWNER_LABEL, "").partition(":")
+    process_id = rest.partition(":")[0]
+    mine = owner(os.getpid())
+    if mine is not None and boot == mine.partition(":")[0] and process_id.isdecimal():
+        return owner(int(process_id)) != labels[OWNER_LABEL]
+    until = labels.get(UNTIL_LABEL, "")
+    return until.isdecimal() and time.time() > int(until)
+
+
+def _remove(thing: Any) -> None:
+    """Remove a container or a volume, as far as the engine lets it."""
+    import docker  # noqa: PLC0415
+    import requests  # noqa: PLC0415
+
+    try:
+        thing.remove(force=True)
+    except (docker.errors.DockerException, requests.RequestException):
+        return  # the engine went away: the next capture removes it

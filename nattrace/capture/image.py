@@ -1,0 +1,237 @@
+"""The helper image: found, built, and its tcpdump copied out (``nattrace install-tcpdump``).
+
+Two recipes lie in ``helper/``: FROM scratch with the tcpdump of this machine, which needs no registry, and one
+from a distribution's image. Both hold the same tree in ``/install``: a tcpdump with its libraries and its loader.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from contextlib import ExitStack, contextmanager
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from nattrace.capture.engine import engine_errors
+from nattrace.capture.errors import CaptureError
+from nattrace.capture.recorder import find_tcpdump
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+DEFAULT_TAG: Final = "localtcpdump"
+DEFAULT_BASE: Final = "alpine:3"
+HELPER_LABEL: Final = "org.nattrace.helper"
+
+#: How tcpdump is run in an image of ours: with the loader and the libraries that lie beside it.
+_LIB: Final = "/install/tcpdump.lib"
+PACKED_TCPDUMP: Final = (f"{_LIB}/ld.so", "--library-path", _LIB, f"{_LIB}/tcpdump")
+
+Recipe = Literal["auto", "scratch", "base"]
+
+
+def helper_image(
+    client: Any,
+    tag: str,
+    *,
+    recipe: Recipe = "auto",
+    base: str = DEFAULT_BASE,
+    on_message: Callable[[str], None] = lambda _: None,
+) -> tuple[str, tuple[str, ...]]:
+    """Return the image's id and the command that runs tcpdump in it; build the image when the engine lacks it.
+
+    An image of another tag than `DEFAULT_TAG` is never built, and none is ever pulled but the base of a recipe.
+
+    Raises
+    ------
+    CaptureError
+        There is no such image, or it cannot be built.
+    """
+    import docker  # noqa: PLC0415
+
+    with engine_errors(f"image {tag}"):
+        try:
+            image = client.images.get(tag)
+        except docker.errors.ImageNotFound as error:
+            if tag != DEFAULT_TAG:
+                raise CaptureError(
+                    f"image {tag}: the engine has none; docker pull {tag}, or leave --image out"
+                ) from error
+            image = build(client, tag, recipe=recipe, base=base, on_message=on_message)
+    labels = image.labels or {}
+    return image.id, PACKED_TCPDUMP if labels.get(HELPER_LABEL) else ("tcpdump",)
+
+
+def build(
+    client: Any,
+    tag: str,
+    *,
+    recipe: Recipe = "auto",
+    base: str = DEFAULT_BASE,
+    on_message: Callable[[str], None],
+) -> Any:
+    """Build the helper image and return it. ``auto`` is ``scratch`` where this machine has a tcpdump."""
+    chosen = recipe
+    if recipe == "auto":
+        try:
+            find_tcpdump(None)
+            chosen = "scratch"
+        except CaptureError:
+            chosen = "base"
+    on_message(
+        f"building the helper image {tag} "
+        + ("from this machine's tcpdump" if chosen == "scratch" else f"from {base}")
+    )
+    with _context(chosen) as context, engine_errors(f"image {tag}: cannot be built"):
+        return _built(
+            client,
+            fileobj=context,
+            custom_context=True,
+            dockerfile="Dockerfile.scratch" if chosen == "scratch" else "Dockerfile",
+            tag=tag,
+            buildargs={"BASE": base} if chosen == "base" else {},
+            rm=True,
+            forcerm=True,
+        )
+
+
+def _built(client: Any, **options: Any) -> Any:
+    """Build an image; the error of a failed build ends with the last line that it printed."""
+    import docker  # noqa: PLC0415
+
+    try:
+        return client.images.build(**options)[0]
+    except docker.errors.BuildError as error:
+        said = [str(step.get("stream", "")).strip() for step in error.build_log]
+        last = ([line for line in said if line] or [""])[-1]
+        raise CaptureError(f"image {options['tag']}: cannot be built: {last[-300:] or error.msg}") from error
+
+
+def install(client: Any, image_id: str, target: Path) -> list[str]:
+    """Copy the image's tcpdump into the folder `target`, made when missing; return the names that are there now.
+
+    The files come out of a container that is never started, so nothing runs and nothing is mounted.
+
+    Raises
+    ------
+    CaptureError
+        The image holds no such tcpdump, or the folder cannot be written.
+    """
+    with engine_errors("install-tcpdump"):
+        container = client.containers.create(image_id, network_mode="none", labels={HELPER_LABEL: "install"})
+        try:
+            stream, _ = container.get_archive("/install/.")
+            return _unpack(stream, target)
+        finally:
+            container.remove(force=True, v=True)
+
+
+def _unpack(stream: Any, target: Path) -> list[str]:
+    names: list[str] = []
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".nattrace-", dir=target) as scratch:
+            with tarfile.open(fileobj=StreamFile(stream), mode="r|") as archive:
+                for member in archive:
+                    parts = Path(member.name).parts
+                    if not member.isfile() or ".." in parts or len(parts) > 2:
+                        continue
+                    made = Path(scratch, *parts)
+                    made.parent.mkdir(exist_ok=True)
+                    source = archive.extractfile(member)
+                    if source is not None:
+                        with made.open("wb") as file:
+                            shutil.copyfileobj(source, file)
+                        made.chmod(0o755 if member.mode & 0o111 else 0o644)
+            for entry in sorted(Path(scratch).iterdir()):
+                place = target / entry.name
+                if place.is_dir():
+                    shutil.rmtree(place)
+                entry.replace(place)
+                names.append(entry.name)
+    except (OSError, tarfile.TarError) as error:
+        raise CaptureError(f"{target}: {getattr(error, 'strerror', None) or error}") from error
+    if "tcpdump" not in names:
+        raise CaptureError(
+            "install-tcpdump: the image holds no packed tcpdump; leave --image out to build one"
+        )
+    return names
+
+
+class StreamFile(io.RawIOBase):
+    """The byte pieces that the engine sends, as a file that is read forward."""
+
+    def __init__(self, pieces: Any) -> None:
+        super().__init__()
+        self._pieces = iter(pieces)
+        self._left = b""
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill the buffer from one piece; 0 at the end."""
+        while not self._left:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._left = piece
+        size = min(len(buffer), len(self._left))
+        buffer[:size] = self._left[:size]
+        self._left = self._left[size:]
+        return size
+
+
+# --- build contexts --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _context(recipe: Recipe) -> Iterator[io.BufferedRandom]:
+    """Give the build context, a tar archive in an unnamed temporary file."""
+    with ExitStack() as stack:
+        helper = stack.enter_context(as_file(files("nattrace.capture").joinpath("helper")))
+        output = stack.enter_context(tempfile.TemporaryFile())
+        with tarfile.open(fileobj=output, mode="w") as archive:
+            if recipe == "scratch":
+                tree = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nattrace-")))
+                _pack(helper, tree)
+                archive.add(helper / "Dockerfile.scratch", "Dockerfile.scratch")
+                archive.add(tree, "tree", filter=_of_root)
+            else:
+                for name in ("Dockerfile", "pack.sh", "run.sh"):
+                    archive.add(helper / name, name, filter=_of_root)
+        output.seek(0)
+        yield output
+
+
+def _of_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Have the image's files belong to root, whoever packs them, with the same bytes every time."""
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    member.mtime = 0
+    return member
+
+
+def _pack(helper: Path, tree: Path) -> None:
+    tcpdump = find_tcpdump(None)
+    tree.chmod(0o755)
+    for program, folder in ((tcpdump, tree / "install/tcpdump.lib"), ("cp", tree / "copy")):
+        done = subprocess.run(  # noqa: S603 - our own script
+            ["/bin/sh", str(helper / "pack.sh"), program, str(folder)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise CaptureError(f"{program}: cannot be packed: {done.stderr.strip()[:200]}")
+    shutil.copyfile(helper / "run.sh", tree / "install/tcpdump")
+    (tree / "install/tcpdump").chmod(0o755)
+    # tcpdump looks up the user that -Z names, even root.
+    (tree / "etc").mkdir()
+    (tree / "etc/passwd").write_text("root:x:0:0:root:/:\n")
+    (tree / "etc/group").write_text("root:x:0:\n")

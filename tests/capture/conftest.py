@@ -1,0 +1,28 @@
+"""The Docker engine that the end-to-end tests share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from capture import engine as engines
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from capture.engine import Engine
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    """A running engine; the tests that want one are skipped where none can run."""
+    reason = engines.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    with engines.engine() as made:
+        # The helper image is built once, here; what the build says is tested where it is asked for.
+        built = made.nattrace("install-tcpdump", "--target", str(made.folder / "bin"))
+        assert built.returncode == 0, built.stderr
+        assert "building the helper image localtcpdump from this machine's tcpdump" in built.stderr
+        yield made

@@ -1,0 +1,196 @@
+"""A Docker engine of its own, in a network namespace of its own, with a second namespace as the internet.
+
+    containers --- docker0 [engine] eth0 --- eth0 [internet]
+
+Nothing is pulled: the one image, ``busybox``, is made from the machine's static busybox. The engine keeps all its
+files in one temporary folder, and folder, processes and namespaces are gone afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lab import topology
+from lab.topology import GATEWAY, SERVERS, UPLINK, Namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TOOLS = ("dockerd", "docker", "nsenter", "busybox", "conntrack", "tcpdump")
+
+#: What the containers' image can do.
+APPLETS = ("sh", "ping", "sleep", "httpd", "nc", "wget", "cat", "ls", "ip")
+
+#: Seconds for an engine to start or to end.
+PATIENCE_S = 40.0
+
+
+def missing() -> str | None:
+    """Say what keeps the engine from running here, or None."""
+    for tool in TOOLS:
+        if shutil.which(tool) is None:
+            return f"needs {'docker' if tool.startswith('docker') else tool}"
+    busybox = Path(str(shutil.which("busybox"))).read_bytes()
+    if b"/ld-linux" in busybox or b"/ld-musl" in busybox:
+        return "needs a static busybox"
+    return topology.missing()
+
+
+@dataclass(slots=True)
+class Engine:
+    """A running engine: its host, its internet, and how to talk to it."""
+
+    host: Namespace
+    internet: Namespace
+    folder: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """What DOCKER_HOST is set to."""
+        return f"unix://{self.folder}/sock"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of commands that use the engine."""
+        return {**os.environ, "DOCKER_HOST": self.url, "DOCKER_CONFIG": str(self.folder / "config")}
+
+    def docker(self, line: str) -> str:
+        """Run a docker command and return what it printed; raises when it fails."""
+        done = subprocess.run(
+            ["docker", *line.split()],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"docker {line}: {done.stderr.strip()}")
+        return done.stdout.strip()
+
+    def command(self, *words: str) -> list[str]:
+        """Return the command line of a nattrace on the engine's host."""
+        return self.host.command(sys.executable, "-m", "nattrace", *words)
+
+    def nattrace(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run nattrace on the engine's host."""
+        return subprocess.run(
+            self.command(*words),
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+
+    def start(self) -> None:
+        """Start the engine and wait until it answers."""
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(
+                        "nsenter",
+                        f"--net=/run/netns/{self.host.name}",
+                        "dockerd",
+                        "--data-root",
+                        self.folder / "data",
+                    ),
+                    *("--exec-root", self.folder / "exec", "-p", self.folder / "pid", "-H", self.url),
+                ],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            with contextlib.suppress(RuntimeError, subprocess.TimeoutExpired):
+                self.docker("version")
+                return
+            if time.monotonic() > deadline or self.process.poll() is not None:
+                raise RuntimeError((self.folder / "log").read_text()[-2000:])
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        """End the engine, gently first."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+            self.process = None
+        # It leaves the namespace of --network host mounted.
+        for mount in (self.folder / "exec/netns").glob("*"):
+            subprocess.run(["umount", mount], capture_output=True, timeout=30, check=False)
+
+    def import_image(self, name: str, files: dict[str, bytes], links: dict[str, str]) -> None:
+        """Make an image out of files (mode 755) and symbolic links."""
+        made = io.BytesIO()
+        with tarfile.open(fileobj=made, mode="w") as archive:
+            for path, content in files.items():
+                info = tarfile.TarInfo(path)
+                info.size, info.mode = len(content), 0o755
+                archive.addfile(info, io.BytesIO(content))
+            for path, target in links.items():
+                info = tarfile.TarInfo(path)
+                info.type, info.linkname = tarfile.SYMTYPE, target
+                archive.addfile(info)
+        subprocess.run(
+            ["docker", "import", "-", name],
+            input=made.getvalue(),
+            env=self.environment,
+            check=True,
+            capture_output=True,
+            timeout=60,
+        )
+
+    def left(self) -> dict[str, str]:
+        """Return what lies around in the engine besides images: containers and volumes."""
+        return {"containers": self.docker("ps -aq"), "volumes": self.docker("volume ls -q")}
+
+
+@contextmanager
+def engine() -> Iterator[Engine]:
+    """Start an engine with one image, and take everything down again."""
+    tag = f"nt-{os.getpid()}-engine"
+    with ExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix="nt-"))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        for name in (tag, f"{tag}-net"):
+            subprocess.run(["ip", "netns", "add", name], check=True, capture_output=True, timeout=30)
+            stack.callback(subprocess.run, ["ip", "netns", "del", name], capture_output=True, timeout=30)
+        made = Engine(Namespace(tag), Namespace(f"{tag}-net"), folder)
+        for host in (made.host, made.internet):
+            host.up("lo")
+        with made.host.netlink() as ip:
+            ip.link(
+                "add", ifname="eth0", kind="veth", peer={"ifname": "eth0", "net_ns_fd": made.internet.name}
+            )
+        for host, addresses in ((made.host, (UPLINK,)), (made.internet, (GATEWAY, *SERVERS))):
+            host.run("ethtool -K eth0 tso off gso off gro off")
+            host.up("eth0")
+            for address in addresses:
+                host.address("eth0", address, 32 if address in SERVERS else 24)
+        made.host.route("default", GATEWAY)
+        made.start()
+        stack.callback(made.stop)
+        busybox = Path(str(shutil.which("busybox"))).read_bytes()
+        made.import_image("busybox", {"bin/busybox": busybox}, {f"bin/{name}": "busybox" for name in APPLETS})
+        yield made
+        for container in made.docker("ps -aq").split():
+            made.docker(f"rm -f {container}")
