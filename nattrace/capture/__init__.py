@@ -6,8 +6,9 @@ any other SOURCE. `run` is ``nattrace capture``, `install_tcpdump` is ``nattrace
 
 from __future__ import annotations
 
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+import shutil
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +20,7 @@ from nattrace.capture.points import Selection, resolve
 from nattrace.capture.recorder import HostRecorder, find_tcpdump, host_command
 from nattrace.capture.script import script
 from nattrace.capture.session import run_session
+from nattrace.capture.snapshot import Snapshot, context_commands
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +46,7 @@ class Request:
     recipe: Recipe = "auto"  #: how the image is built when the engine lacks it
     base: str = DEFAULT_BASE
     workload: tuple[str, ...] = ()
+    context: bool = True  #: take the host's context before, during and after
 
 
 def run(
@@ -59,22 +62,29 @@ def run(
     does not start; UsageError when `path` is in use.
     """
     with ExitStack() as stack:
-        points, start = _prepare(request, stack, on_message)
+        client = _client(request, stack)
+        points, start = _prepare(request, client, on_message)
         folder = new_folder(path)
+        snapshot = (
+            Snapshot(folder, client, local=client is None or _local(client)) if request.context else None
+        )
         try:
-            manifest = run_session(
-                points,
-                lambda point: start(point, folder),
-                request.options,
-                request.workload,
-                on_progress=on_progress,
-                on_message=on_message,
-            )
-        except BaseException:
-            # A capture that did not come to its end leaves what it has; one that never began leaves nothing.
-            with suppress(OSError):
-                folder.rmdir()
+            with snapshot or nullcontext():
+                manifest = run_session(
+                    points,
+                    lambda point: start(point, folder),
+                    request.options,
+                    request.workload,
+                    on_listening=snapshot.watch if snapshot is not None else lambda: None,
+                    on_progress=on_progress,
+                    on_message=on_message,
+                )
+        except CaptureError:
+            # The capture never began, and the folder was empty before.
+            shutil.rmtree(folder, ignore_errors=True)
             raise
+    if snapshot is not None:
+        manifest = replace(manifest, context=snapshot.files, missing=snapshot.missing)
     write_manifest(manifest, folder)
     return manifest
 
@@ -100,7 +110,8 @@ def dry_run(request: Request, path: str) -> str:
                     point, request.options, request.image, tcpdump, str(Path(target).absolute())
                 )
             commands.append((point.file_name.removesuffix(".pcap"), words))
-        return script(path, commands, (), request.workload, request.options.duration_s)
+        context = context_commands() if request.context else ()
+        return script(path, commands, context, request.workload, request.options.duration_s)
 
 
 def install_tcpdump(
@@ -123,10 +134,9 @@ def install_tcpdump(
 
 
 def _prepare(
-    request: Request, stack: ExitStack, on_message: Callable[[str], None]
+    request: Request, client: Any | None, on_message: Callable[[str], None]
 ) -> tuple[list[PointPlan], Callable[[PointPlan, Path], Recorder]]:
     """Return the points and what starts capturing one of them into a folder."""
-    client = _client(request, stack)
     local = client is None or _local(client)
     if request.via == "host":
         program = find_tcpdump(request.tcpdump)
@@ -151,16 +161,14 @@ def _prepare(
 
 
 def _client(request: Request, stack: ExitStack) -> Any | None:
-    """Return the engine, None where ``host`` does well without one."""
+    """Return the engine, None where there is none and ``host`` does without."""
     selection = request.selection
-    if request.via == "host" and not (selection.containers or selection.networks or selection.is_automatic):
-        return None
     from nattrace.capture.engine import connect  # noqa: PLC0415 - docker takes a second to load
 
     try:
         client = connect()
     except CaptureError:
-        if request.via == "host" and selection.is_automatic:
+        if request.via == "host" and not (selection.containers or selection.networks):
             return None
         raise
     stack.callback(client.close)

@@ -6,6 +6,7 @@ The only module that imports the docker package. It knows engines, not captures.
 from __future__ import annotations
 
 import os
+import socket
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,6 +42,7 @@ def connect() -> Any:
     address, client = "?", None
     try:
         address, tls = _address()
+        _knock(address)
         client = docker.DockerClient(base_url=address, tls=tls or False, timeout=TIMEOUT_S, version="auto")
         client.ping()
     except (docker.errors.DockerException, OSError, ValueError) as error:
@@ -81,7 +83,10 @@ def _address() -> tuple[str, Any]:
     if os.environ.get("DOCKER_HOST"):
         known = kwargs_from_env()
         return known.get("base_url", os.environ["DOCKER_HOST"]), known.get("tls")
-    context = ContextAPI.get_context(os.environ.get("DOCKER_CONTEXT") or None)
+    wanted = os.environ.get("DOCKER_CONTEXT")
+    context = ContextAPI.get_context(wanted or None)
+    if wanted and context is None:
+        raise CaptureError(f"DOCKER_CONTEXT {wanted}: there is no such context; see docker context ls")
     if context is not None and context.name != "default" and context.Host:
         return context.Host, context.TLSConfig
     runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
@@ -92,8 +97,16 @@ def _address() -> tuple[str, Any]:
     return f"unix://{_SOCKETS[0]}", None
 
 
+def _knock(address: str) -> None:
+    """Raise OSError when nobody listens at a socket of this machine; docker-py leaves its own socket open then."""
+    if address.startswith("unix://"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as knock:
+            knock.settimeout(TIMEOUT_S)
+            knock.connect("/" + address.removeprefix("unix://").lstrip("/"))
+
+
 def _no_engine(address: str, error: Exception) -> CaptureError:
-    text = str(error)
+    text = f"{type(error).__name__} {error}"
     if "PermissionError" in text or "Permission denied" in text:
         return CaptureError(f"{address}: no right to use this engine; use sudo, or join the group docker")
     if "FileNotFoundError" in text or "No such file" in text or "Connection refused" in text:

@@ -97,7 +97,7 @@ class HostRecorder:
                     stderr=log,
                     # Out of the terminal's group: ctrl-C is for the session, which then drains and stops it.
                     start_new_session=True,
-                    preexec_fn=_end_with_parent(),  # noqa: PLW1509 - before any thread is started
+                    preexec_fn=end_with_parent(),  # noqa: PLW1509 - before any thread is started
                 )
         except OSError as error:
             self._log.unlink(missing_ok=True)
@@ -141,7 +141,7 @@ class HostRecorder:
         return sorted(path for path in self._folder.iterdir() if self.point.owns(path.name))
 
 
-def _end_with_parent() -> Callable[[], None] | None:
+def end_with_parent() -> Callable[[], None] | None:
     """Return what a child runs so that it stops with this process, even one ended by SIGKILL; None off Linux."""
     try:
         prctl = ctypes.CDLL(None, use_errno=True).prctl

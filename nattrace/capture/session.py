@@ -67,12 +67,13 @@ def run_session(
     options: Options,
     workload: Sequence[str] = (),
     *,
+    on_listening: Callable[[], None] = lambda: None,
     on_progress: Callable[[Progress], None] | None = None,
     on_message: Callable[[str], None] = lambda _: None,
 ) -> Manifest:
     """Capture on all points until something ends it, and return the manifest; context is not taken here.
 
-    `start` begins to capture one point. The capture ends with the workload, after ``duration_s``, at ``count``
+    `start` begins to capture one point; `on_listening` is called when all do, before the workload starts. The capture ends with the workload, after ``duration_s``, at ``count``
     packets, at ``max_bytes``, by SIGINT, SIGTERM or SIGHUP, or when no tcpdump is left. The workload's stdout goes
     to stderr; one that still runs at the end gets SIGTERM.
 
@@ -90,6 +91,7 @@ def run_session(
             stack.callback(recorder.close)
             recorders.append(recorder)
         _await_listening(recorders, interrupts)
+        on_listening()
         start_ns = time.time_ns()
         process = _start_workload(workload)
         if process is not None:

@@ -84,6 +84,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--files", type=_number(1, 10_000), metavar="N", help="with --rotate-size: keep the last N files (-W)"
     )
+    parser.add_argument(
+        "--no-context",
+        dest="context",
+        action="store_false",
+        help="leave out what the host knows: rules, routes, conntrack, Docker's networks and containers",
+    )
     parser.add_argument("--analyze", action="store_true", help="print the report at the end")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the commands to run by hand, and start nothing"
@@ -115,6 +121,7 @@ def run(arguments: argparse.Namespace, message: Callable[[str], None]) -> str | 
         via=arguments.via or ("docker" if arguments.tcpdump is None else "host"),
         tcpdump=arguments.tcpdump,
         workload=tuple(arguments.workload),
+        context=arguments.context,
         **image_words(arguments),
     )
     folder = arguments.folder or time.strftime("nattrace-%Y%m%dT%H%M%SZ", time.gmtime())
@@ -125,6 +132,9 @@ def run(arguments: argparse.Namespace, message: Callable[[str], None]) -> str | 
         manifest = capture.run(
             request, folder, on_progress=line.show if line.wanted else None, on_message=message
         )
+    if manifest.missing:
+        lacking = [each.what + (f" (needs {each.needs})" if each.needs else "") for each in manifest.missing]
+        message(f"context without {', '.join(lacking)}: manifest.json says why")
     message(_summary(folder, manifest))
     return str(folder)
 

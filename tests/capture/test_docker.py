@@ -174,6 +174,50 @@ def test_a_container_has_its_own_point_and_its_cable(engine: Engine, tmp_path: P
     assert eth0.container is None
 
 
+def test_the_bundle_holds_what_the_host_knew(engine: Engine, tmp_path: Path) -> None:
+    secret = "-e PASSWORD=hunter2 --name stays"
+    run(engine, f"{secret} busybox sleep 600")
+    again = f"docker run --rm --label test --name brief busybox ping -q -c 3 -i 0.5 {SERVER}"
+    done = engine.nattrace("capture", "-w", f"{tmp_path}/b", "--filter", "icmp", "--", "sh", "-c", again)
+    assert done.returncode == 0, done.stderr
+    manifest = manifest_of(tmp_path / "b")
+    assert manifest.missing == ()
+    kernel = {"links", "addresses", "routes", "rules", "iptables-save", "ip6tables-save", "nft", "conntrack"}
+    twice = kernel | {"docker-networks", "docker-containers"}
+    during = {"during/conntrack-events", "during/docker-containers"}
+    assert (
+        manifest.context.keys()
+        == {f"{phase}/{name}" for phase in ("before", "after") for name in twice} | during
+    )
+    texts = {what: (tmp_path / "b" / file).read_text() for what, file in manifest.context.items()}
+    assert not any("hunter2" in text for text in texts.values())
+    # the rule that made the translation counted one more packet: the first of the flow
+    counts = [
+        int(
+            re.findall(
+                r"\[(\d+):\d+\] -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE",
+                texts[f"{phase}/iptables-save"],
+            )[0]
+        )
+        for phase in ("before", "after")
+    ]
+    assert counts[1] == counts[0] + 1
+    # the container that came and went is known with its address, and so is the translation of its flow
+    (brief,) = json.loads(texts["during/docker-containers"])
+    assert brief["Name"] == "/brief"
+    address = brief["NetworkSettings"]["Networks"]["bridge"]["IPAddress"]
+    ((original, reply),) = translations(report_of(tmp_path / "b"))
+    assert original[0] == address
+    assert re.search(
+        rf"NEW\] .*src={address} dst={SERVER} .*id={original[4]} .*dst={UPLINK} .*id={reply[4]}",
+        texts["during/conntrack-events"],
+    )
+    assert f"src={address} " in texts["after/conntrack"]
+    assert [each["Name"] for each in json.loads(texts["before/docker-containers"])] == ["/stays"]
+    assert "docker0" in [link["ifname"] for link in json.loads(texts["after/links"])]
+    assert "bridge" in [network["Name"] for network in json.loads(texts["before/docker-networks"])]
+
+
 def test_a_network_of_ones_own_and_one_without_a_way_out(engine: Engine, tmp_path: Path) -> None:
     engine.docker("network create mine")
     engine.docker("network create --internal inner")

@@ -100,6 +100,7 @@ def test_a_burst_is_captured_whole_and_the_report_agrees_with_conntrack(lab: Lab
     ]
     assert (manifest.stopped_by, manifest.workload.exit_code) == ("workload", 0)
     assert sorted(p.name for p in (tmp_path / "b").iterdir()) == [
+        "context",
         "docker0.pcap",
         "eth0.pcap",
         "manifest.json",
@@ -129,7 +130,8 @@ def test_ctrl_c_ends_it_and_the_bundle_is_whole(lab: Lab, tmp_path: Path) -> Non
         assert process.stderr is not None
         said = process.stderr.read()
         assert process.wait(30) == 0
-    assert said.startswith(f"nattrace: bundle {tmp_path}/b: packets docker0 10, eth0 10; ended by signal")
+    last = said.splitlines()[-1]
+    assert last.startswith(f"nattrace: bundle {tmp_path}/b: packets docker0 10, eth0 10; ended by signal")
     assert not tcpdumps(tmp_path)
 
 
@@ -149,6 +151,7 @@ def test_a_killed_tcpdump_is_a_finding(lab: Lab, tmp_path: Path) -> None:
     with subprocess.Popen(command(lab, *words), stderr=subprocess.PIPE, text=True) as process:
         wait_for(listening)
         subprocess.run(ping(lab, 0, 2), check=True, capture_output=True, timeout=30)
+        wait_for(lambda: (tmp_path / "b/docker0.pcap").stat().st_size == 24 + 4 * (16 + 98))
         (mine,) = tcpdumps(tmp_path)
         os.kill(mine, signal.SIGKILL)
         assert process.wait(30) == 0  # no tcpdump is left: nothing to wait for
