@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lab import topology
-from lab.topology import GATEWAY, SERVERS, UPLINK, Namespace
+from lab.topology import GATEWAY, GATEWAY_V6, SERVERS, SERVERS_V6, UPLINK, UPLINK_V6, Namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,6 +110,7 @@ class Engine:
                         self.folder / "data",
                     ),
                     *("--exec-root", self.folder / "exec", "-p", self.folder / "pid", "-H", self.url),
+                    *("--experimental", "--ip6tables"),  # IPv6 is translated as IPv4 is
                 ],
                 stdout=log,
                 stderr=log,
@@ -187,6 +188,12 @@ def engine() -> Iterator[Engine]:
             for address in addresses:
                 host.address("eth0", address, 32 if address in SERVERS else 24)
         made.host.route("default", GATEWAY)
+        made.host.sysctl("ipv6.conf.all.forwarding", 1)
+        made.host.address("eth0", UPLINK_V6, 64)
+        made.internet.address("eth0", GATEWAY_V6, 64)
+        for address in SERVERS_V6:
+            made.internet.address("eth0", address, 128)
+        made.host.route("default", GATEWAY_V6)
         made.start()
         stack.callback(made.stop)
         busybox = Path(str(shutil.which("busybox"))).read_bytes()

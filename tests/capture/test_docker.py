@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from lab.topology import GATEWAY, SERVERS, UPLINK
+from lab.topology import GATEWAY, SERVERS, SERVERS_V6, UPLINK
 
 import nattrace
 from nattrace.bundle.manifest import Manifest, parse_manifest
@@ -76,7 +76,8 @@ def translations(report: Any) -> set[tuple[Any, ...]]:
 def conntrack(engine: Engine, protocol: str) -> set[tuple[Any, ...]]:
     """Both tuples of every entry that the kernel has translated."""
     entries = set()
-    for line in engine.host.run(f"conntrack -L -p {protocol}").splitlines():
+    family = "ipv6" if protocol == "icmpv6" else "ipv4"
+    for line in engine.host.run(f"conntrack -L -f {family} -p {protocol}").splitlines():
         ways: list[dict[str, str]] = []
         for word in line.split():
             key, _, value = word.partition("=")
@@ -252,6 +253,55 @@ def test_a_container_started_again_on_the_same_address(engine: Engine, tmp_path:
     report = report_of(tmp_path / "b")
     assert report["accounting"]["matched"] == 16
     assert translations(report) == conntrack(engine, "icmp")
+
+
+def test_a_network_with_ipv6(engine: Engine, tmp_path: Path) -> None:
+    engine.docker("network create --ipv6 --subnet fd00:9::/64 six")
+    try:
+        run(engine, "--name job --network six busybox sleep 600")
+        done = engine.nattrace(
+            *("capture", "--network", "six", "-i", "eth0", "-w", f"{tmp_path}/b"),
+            *("--filter", "icmp6[0] = 128 or icmp6[0] = 129"),
+            *("--", "docker", "exec", "job", "ping", "-q", "-c", "3", "-i", "0.1", SERVERS_V6[0]),
+        )
+        assert done.returncode == 0, done.stderr
+        assert "3 packets transmitted, 3 packets received" in done.stderr
+        assert list(captured(tmp_path / "b").values()) == [6, 6]
+        assert translations(report_of(tmp_path / "b")) == conntrack(engine, "icmpv6")
+        assert len(conntrack(engine, "icmpv6")) == 1
+    finally:
+        engine.docker("rm -f job")
+        engine.docker("network rm six")
+
+
+def test_a_published_port_reached_from_inside_is_no_translation(engine: Engine, tmp_path: Path) -> None:
+    run(engine, "-p 8082:80 busybox httpd -f -p 80")
+    run(engine, "--name job busybox sleep 600")
+    done = engine.nattrace(
+        *("capture", "--container", "job", "-i", "docker0", "-w", f"{tmp_path}/b", "--filter", "tcp", "--"),
+        *("docker", "exec", "job", "sh", "-c", f"echo | nc -w 1 {UPLINK} 8082"),
+    )
+    assert done.returncode == 0, done.stderr
+    counts = captured(tmp_path / "b")
+    cable = next(name for name in counts if name.startswith("veth"))
+    assert counts["job:eth0"] == counts[cable]
+    # docker-proxy answers it (Docker's rule says ! -i docker0): two connections pass the bridge
+    assert (counts["docker0"] or 0) > (counts["job:eth0"] or 0) > 6
+    assert translations(report_of(tmp_path / "b")) == set() == conntrack(engine, "tcp")
+
+
+def test_an_engine_that_restarts_costs_what_was_running_and_leaves_nothing(
+    engine: Engine, tmp_path: Path
+) -> None:
+    with capturing(engine, tmp_path, "-i", "eth0") as process:
+        engine.stop()
+        engine.start()
+        wait_for(lambda: process.poll() is not None)
+    (point,) = manifest_of(tmp_path / "b").points
+    assert point.problem
+    done = engine.nattrace("capture", "-i", "eth0", "-w", f"{tmp_path}/again", "--", "true")
+    assert done.returncode == 0, done.stderr
+    assert captured(tmp_path / "again")
 
 
 def test_auto_takes_the_bridges_in_use_and_the_way_out(engine: Engine, tmp_path: Path) -> None:
