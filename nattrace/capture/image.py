@@ -78,7 +78,7 @@ def build(
     chosen = recipe
     if recipe == "auto":
         try:
-            find_tcpdump(None)
+            _packable()
             chosen = "scratch"
         except CaptureError:
             chosen = "base"
@@ -217,8 +217,23 @@ def _of_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
     return member
 
 
-def _pack(helper: Path, tree: Path) -> None:
+def _packable() -> str:
+    """Return this machine's tcpdump; CaptureError when there is none, or only a script such as we install."""
     tcpdump = find_tcpdump(None)
+    try:
+        with Path(tcpdump).open("rb") as file:
+            is_program = file.read(4) == b"\x7fELF"
+    except OSError as error:
+        raise CaptureError(f"{tcpdump}: {error.strerror}") from error
+    if not is_program:
+        raise CaptureError(
+            f"{tcpdump}: a script, which cannot be packed; build from a distribution with --build base"
+        )
+    return tcpdump
+
+
+def _pack(helper: Path, tree: Path) -> None:
+    tcpdump = _packable()
     tree.chmod(0o755)
     for program, folder in ((tcpdump, tree / "install/tcpdump.lib"), ("cp", tree / "copy")):
         done = subprocess.run(  # noqa: S603 - our own script

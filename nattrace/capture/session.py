@@ -34,6 +34,8 @@ QUIET_S: Final = 0.4
 DRAIN_S: Final = 3.0
 #: Seconds that tcpdump and the workload get to end by themselves.
 PATIENCE_S: Final = 10.0
+#: Seconds that a workload gets to end by itself after ctrl-C, before it is told to.
+GRACE_S: Final = 2.0
 
 _POLL_S: Final = 0.05
 #: How often tcpdump is asked for its counts.
@@ -100,6 +102,10 @@ def run_session(
         stopped_by = watch.run()
         exit_code = None
         if process is not None:
+            if stopped_by == "signal":
+                # The terminal's ctrl-C reached the workload as well, and it may have something to say at its end.
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(GRACE_S)
             exit_code = _end_workload(process)
         stop_ns = time.time_ns()
         watch.drain()

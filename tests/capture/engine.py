@@ -86,15 +86,11 @@ class Engine:
         """Return the command line of a nattrace on the engine's host."""
         return self.host.command(sys.executable, "-m", "nattrace", *words)
 
-    def nattrace(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run nattrace on the engine's host."""
+    def nattrace(self, *words: str, url: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run nattrace on the engine's host; `url` is another way to the engine."""
+        environment = self.environment | ({} if url is None else {"DOCKER_HOST": url})
         return subprocess.run(
-            self.command(*words),
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=90,
-            check=False,
+            self.command(*words), env=environment, capture_output=True, text=True, timeout=90, check=False
         )
 
     def start(self) -> None:
@@ -110,6 +106,7 @@ class Engine:
                         self.folder / "data",
                     ),
                     *("--exec-root", self.folder / "exec", "-p", self.folder / "pid", "-H", self.url),
+                    *("-H", "tcp://127.0.0.1:2375"),  # inside the namespace: as if on another machine
                     *("--experimental", "--ip6tables"),  # IPv6 is translated as IPv4 is
                 ],
                 stdout=log,
