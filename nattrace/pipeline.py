@@ -177,7 +177,7 @@ def _report(read: _Read, clocks: Clocks | None, uncorrected: Sequence[str], note
         version=__version__,
         points=in_order,
         flows=flows,
-        findings=(
+        findings=_by_severity(
             *_incomplete(notes),
             *diagnose(
                 in_order,
@@ -287,6 +287,11 @@ def _first_day_ns(captures: Sequence[Capture]) -> int:
         if records.time_ns.size and records.time_ns[0] > 0
     ]
     return min(times, default=0) // _DAY_NS * _DAY_NS
+
+
+def _by_severity(*findings: Finding) -> tuple[Finding, ...]:
+    order = ("error", "warning", "info")
+    return tuple(sorted(findings, key=lambda finding: order.index(finding.severity)))
 
 
 def _incomplete(notes: Sequence[str]) -> list[Finding]:

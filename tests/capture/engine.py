@@ -49,6 +49,10 @@ def missing() -> str | None:
     return topology.missing()
 
 
+class EngineError(RuntimeError):
+    """The engine does not start on this machine."""
+
+
 @dataclass(slots=True)
 class Engine:
     """A running engine: its host, its internet, and how to talk to it."""
@@ -119,7 +123,7 @@ class Engine:
                 self.docker("version")
                 return
             if time.monotonic() > deadline or self.process.poll() is not None:
-                raise RuntimeError((self.folder / "log").read_text()[-2000:])
+                raise EngineError((self.folder / "log").read_text()[-500:])
             time.sleep(0.2)
 
     def stop(self) -> None:
