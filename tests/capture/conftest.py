@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from capture.engine import Engine
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # no child process is left for the tests of other rooms
 def engine() -> Iterator[Engine]:
     """A running engine; the tests that want one are skipped where none can run."""
     reason = engines.missing()
