@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from capture.engine import Engine
 
 
-@pytest.fixture(scope="module")  # no child process is left for the tests of other rooms
+@pytest.fixture(scope="package")  # no child process is left for the tests of other rooms
 def engine() -> Iterator[Engine]:
     """A running engine; the tests that want one are skipped where none can run."""
     reason = engines.missing()
@@ -31,3 +31,18 @@ def engine() -> Iterator[Engine]:
         assert built.returncode == 0, built.stderr
         assert "building the helper image localtcpdump from this machine's tcpdump" in built.stderr
         yield made
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Hold every test that uses the engine to what it leaves in it."""
+    if "engine" not in request.fixturenames:
+        yield
+        return
+    engine: Engine = request.getfixturevalue("engine")
+    before = engine.left()
+    engine.host.run("conntrack -F")
+    yield
+    for container in set(engine.docker("ps -aq --filter label=test").split()):
+        engine.docker(f"rm -f {container}")
+    assert engine.left() == before
