@@ -12,7 +12,7 @@ from nattrace.match.outcome import Matches
 from nattrace.match.pairing import group_ids, nearest_pairs, unique_pairs
 from nattrace.match.unique import FAR_NS, REPEAT_NS
 from nattrace.match.votes import FLOOR_NS, MARGIN
-from nattrace.table import TCP
+from nattrace.table import ICMP, ICMPV6, TCP
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -150,12 +150,18 @@ def usual_delta(edges: Edges, edge: NDArray[np.int64], backward: NDArray[np.bool
 
 
 def _distinct(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return positions in `chosen` of packets that say something of their own."""
+    """Return positions in `chosen` of packets that say something of their own.
+
+    Inside one binding a ping's sequence number does, whatever its payload and those of others.
+    """
     table = rows.table
     telling = (table.content_length[chosen] >= 4) | (table.ip_id[chosen] != 0)
     numbered = (table.protocol[chosen] == TCP) & (table.seq[chosen] != 0)
     telling |= numbered & (table.l4_visible[chosen] >= ACK_END)
-    return np.flatnonzero(telling & ~rows.common[chosen])
+    ping = ((table.protocol[chosen] == ICMP) | (table.protocol[chosen] == ICMPV6)) & (
+        table.ip_id[chosen] != 0
+    )
+    return np.flatnonzero(telling & (~rows.common[chosen] | ping))
 
 
 def _is_safe(
