@@ -28,6 +28,9 @@ pytestmark = pytest.mark.lab
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
+    reason = topology.missing()
+    if reason is not None:
+        pytest.skip(reason)
     with topology.lab(2) as made:
         made.router.run("iptables -t nat -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE")
         yield made

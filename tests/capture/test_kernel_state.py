@@ -20,6 +20,9 @@ pytestmark = pytest.mark.lab
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
+    reason = topology.missing()
+    if reason is not None:
+        pytest.skip(reason)
     with topology.lab(1, ipv6=True) as made:
         made.router.run("ip rule add fwmark 0x10/0xff table 100 priority 500")
         made.router.run("ip rule add from 172.17.0.0/24 to 198.51.100.1 iif docker0 unreachable priority 600")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -118,8 +119,12 @@ def test_a_dry_run_starts_nothing(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["-i", "nosuch0"], "nosuch0: no such interface; there are"),
-        (["-i", "any"], "any: one capture of all interfaces cannot be told apart"),
+        # any program will do: it is not started
+        (["-i", "nosuch0", "--tcpdump", sys.executable], "nosuch0: no such interface; there are"),
+        (
+            ["-i", "any", "--tcpdump", sys.executable],
+            "any: one capture of all interfaces cannot be told apart",
+        ),
         (["-i", "lo", "--duration", "nan"], "'nan' is no number of seconds"),
         (["-i", "lo", "--duration", "-3"], "'-3' is no number of seconds"),
         (["-i", "lo", "--snaplen", "7"], "'7' is no number from 42"),
