@@ -17,7 +17,7 @@ from nattrace.table import ICMP, ICMPV6, TCP
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from nattrace.match.edges import Edges
+    from nattrace.match.lanes import Lanes
     from nattrace.match.rows import Rows
     from nattrace.match.usual import Usual
     from nattrace.table import AddressBook
@@ -37,34 +37,26 @@ def match_by_binding(
     rows_a: Rows,
     rows_b: Rows,
     by: str,
-    flows_a: NDArray[np.int64],
-    flows_b: NDArray[np.int64],
-    edges: Edges,
+    lanes: Lanes,
     usual: Usual,
     book: AddressBook,
     renumbered: int = 0,
 ) -> Matches:
-    """Match packets with equal keys inside one binding: alone there, or clearly nearest in time."""
-    nothing = Matches(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint16))
-    if not len(edges) or not len(rows_a) or not len(rows_b):
-        return nothing
-    edge_a = edge_of(flows_a[rows_a.flow], rows_a.table.time_ns, 0, edges)
-    edge_b = edge_of(flows_b[rows_b.flow], rows_b.table.time_ns, 1, edges)
-    on_a, on_b = np.flatnonzero(edge_a >= 0), np.flatnonzero(edge_b >= 0)
+    """Match packets with equal keys inside one binding: alone there, or clearly nearest in time.
+
+    `lanes` are those of the rows.
+    """
+    on_a, on_b = np.flatnonzero(lanes.lane_a >= 0), np.flatnonzero(lanes.lane_b >= 0)
     if not on_a.size or not on_b.size:
-        return nothing
-    edge_a, edge_b = edge_a[on_a], edge_b[on_b]
-    back_a = rows_a.backward[on_a]
-    back_b = rows_b.backward[on_b] ^ edges.swap[edge_b]
-    lane_a = (edge_a.astype(np.uint64) << np.uint64(1)) | back_a
-    lane_b = (edge_b.astype(np.uint64) << np.uint64(1)) | back_b
+        return Matches(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint16))
+    lane_a, lane_b = lanes.lane_a[on_a].astype(np.uint64), lanes.lane_b[on_b].astype(np.uint64)
     key_a = mix(getattr(rows_a, by)[on_a] ^ lane_a * M1)
     key_b = mix(getattr(rows_b, by)[on_b] ^ lane_b * M1)
     # what shows nothing but a length has all packets of its lane for rivals, whatever their lengths
     rivals_a = np.where(_mute(rows_a, on_a, by), mix(lane_a * M2), key_a)
     rivals_b = np.where(_mute(rows_b, on_b, by), mix(lane_b * M2), key_b)
     group_a, group_b = group_ids(rivals_a, rivals_b)
-    shift = usual_delta(edges, edge_a, back_a)
+    shift = lanes.due_a[on_a] - rows_a.table.time_ns[on_a]
     # what is said once, and by nobody else, may be late: the first packet of a flow waits for ARP
     own_a, own_b = _distinct(rows_a, on_a), _distinct(rows_b, on_b)
     ua, ub = unique_pairs(key_a[own_a], key_b[own_b])
@@ -94,59 +86,6 @@ def match_by_binding(
     _, flags, conflict = evidence.weigh(rows_a.table, a, rows_b.table, b, book, renumbered=renumbered)
     flags |= np.uint16(evidence.BINDING) | ranked * np.uint16(evidence.NEAREST)
     return Matches(a[~conflict], b[~conflict], flags[~conflict])
-
-
-def edge_of(
-    flow: NDArray[np.int64], time_ns: NDArray[np.int64], side: int, edges: Edges
-) -> NDArray[np.int64]:
-    """Return for each packet of the first point (`side` 0) or the second (1) the edge its flow was on, -1 for none.
-
-    A flow with several edges over time (a binding that was renewed) is on the one whose matched packets
-    surround it in time, or the first or last one for a packet before or after all of them; a packet
-    between two bindings, or inside both, is on neither.
-    """
-    edge_flow, first_ns, last_ns = (
-        (edges.flow_b, edges.first_b_ns, edges.last_b_ns)
-        if side
-        else (edges.flow_a, edges.first_ns, edges.last_ns)
-    )
-    order = np.argsort(edge_flow, kind="stable")  # nearly free: merged edges come in order of flow_a
-    owner = edge_flow[order]
-    if (owner[1:] == owner[:-1]).any():
-        order = np.lexsort((first_ns, edge_flow))
-    low = np.searchsorted(owner, flow, "left")
-    high = np.searchsorted(owner, flow, "right")
-    result = np.full(flow.size, -1, np.int64)
-    single = high - low == 1
-    result[single] = order[low[single]]
-    several = np.flatnonzero(high - low > 1)
-    if several.size:
-        first, last = first_ns[order], last_ns[order]
-        t = time_ns[several]
-        covering = np.zeros(several.size, np.int64)
-        choice = np.full(several.size, -1, np.int64)
-        ends = last[low[several]]
-        for step in range(int((high - low).max())):
-            slot = low[several] + step
-            valid = slot < high[several]
-            slot = np.minimum(slot, order.size - 1)
-            inside = valid & (first[slot] <= t) & (t <= last[slot])
-            covering += inside
-            choice = np.where(inside, order[slot], choice)
-            # edges of a flow are in order of their first packet; their last packets need not be
-            ends = np.where(valid, np.maximum(ends, last[slot]), ends)
-        result[several] = np.where(covering == 1, choice, -1)
-        early, late = t < first[low[several]], t > ends
-        result[several[early]] = order[low[several[early]]]
-        result[several[late]] = order[high[several[late]] - 1]
-    return result
-
-
-def usual_delta(edges: Edges, edge: NDArray[np.int64], backward: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return the mean delta of each packet's edge and direction, 0 where it has no samples."""
-    count = np.where(backward, edges.backward[edge], edges.forward[edge])
-    total = np.where(backward, edges.delta_backward[edge], edges.delta_forward[edge])
-    return np.where(count > 0, total // np.maximum(count, 1), 0)
 
 
 def _distinct(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.int64]:

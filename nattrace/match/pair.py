@@ -15,13 +15,13 @@ import numpy as np
 
 from nattrace.match.bindings import match_by_binding
 from nattrace.match.edges import Edges, group_lanes, merge_edges
+from nattrace.match.lanes import Lanes
 from nattrace.match.outcome import ABSENT, ANSWERED, TIED, Matches, Shifts, Unmatched
 from nattrace.match.renumber.anchors import worth_waiting
 from nattrace.match.renumber.renumbered import Identifications
 from nattrace.match.renumber.shifted import Shifted, match_shifted
 from nattrace.match.resize.datagrams import Firsts
 from nattrace.match.resize.heads import HEAD_BYTES, edges_of, match_heads
-from nattrace.match.resize.lanes import Lanes
 from nattrace.match.resize.pieces import Pieces, Resized
 from nattrace.match.resize.resized import match_pieces
 from nattrace.match.resize.waiting import Trains, may_be_resized
@@ -235,8 +235,13 @@ class PairState:
         """
         rows_a, rows_b = Rows.concatenate(self.waiting_a), Rows.concatenate(self.waiting_b)
         self.waiting_a, self.waiting_b = [], []
-        matched_a, matched_b = [], []
         done_a, done_b = np.zeros(len(rows_a), np.bool_), np.zeros(len(rows_b), np.bool_)
+        matched_a, matched_b = done_a.copy(), done_b.copy()
+
+        def note_matched(a: NDArray[np.int64], b: NDArray[np.int64]) -> None:
+            matched_a[a] = done_a[a] = True
+            matched_b[b] = done_b[b] = True
+
         pieces = Pieces.none()
         suspects = np.empty((2, 0), np.int64)
         self.identifications.look(rows_a, rows_b, self.usual, self.book)
@@ -244,9 +249,7 @@ class PairState:
         if renumbered:
             found = match_renumbered(rows_a, rows_b, TIE_WINDOW_NS, self.usual, self.book, renumbered)
             self.commit(rows_a, rows_b, found)
-            done_a[found.a], done_b[found.b] = True, True
-            matched_a.append(rows_a.number[found.a])
-            matched_b.append(rows_b.number[found.b])
+            note_matched(found.a, found.b)
         if len(rows_a) and len(rows_b):
             edges, _ = merge_edges(self.edges, flows_a, flows_b)
             heads = match_heads(rows_a, rows_b, TIE_WINDOW_NS, self.usual, self.book)
@@ -257,43 +260,29 @@ class PairState:
             votes = elect(rows_a, rows_b, flows_a, flows_b, edges, self.usual, self.book, renumbered)
             if len(votes):
                 edges = Edges.concatenate([edges, votes])
+            lanes = Lanes.of(rows_a, rows_b, flows_a, flows_b, edges)
             for by in ("exact", "content"):
                 open_a, open_b = np.flatnonzero(~done_a), np.flatnonzero(~done_b)
-                found = match_by_binding(
-                    rows_a.take(open_a),
-                    rows_b.take(open_b),
-                    by,
-                    flows_a,
-                    flows_b,
-                    edges,
-                    self.usual,
-                    self.book,
-                    renumbered,
-                )
+                left_a, left_b = rows_a.take(open_a), rows_b.take(open_b)
+                own = lanes.take(open_a, open_b)
+                found = match_by_binding(left_a, left_b, by, own, self.usual, self.book, renumbered)
                 found = Matches(open_a[found.a], open_b[found.b], found.flags)
                 self.commit(rows_a, rows_b, found)
-                done_a[found.a] = True
-                done_b[found.b] = True
-                matched_a.append(rows_a.number[found.a])
-                matched_b.append(rows_b.number[found.b])
+                note_matched(found.a, found.b)
             shifted, suspects = self._resolve_shifted(rows_a, rows_b, done_a, done_b, flows_a, flows_b, edges)
-            matched_a.append(rows_a.number[shifted.matches.a])
-            matched_b.append(rows_b.number[shifted.matches.b])
+            note_matched(shifted.matches.a, shifted.matches.b)
             open_a, open_b = np.flatnonzero(~done_a), np.flatnonzero(~done_b)
             left_a, left_b = rows_a.take(open_a), rows_b.take(open_b)
             # where numbers are shifted, equal ones are not the same bytes
-            lanes = Lanes.of(left_a, left_b, flows_a, flows_b, edges).without(
+            own = lanes.take(open_a, open_b).without(
                 np.flatnonzero(np.isin(flows_a[left_a.flow], shifted.moved_a)),
                 np.flatnonzero(np.isin(flows_b[left_b.flow], shifted.moved_b)),
             )
             heads = heads.among(open_a, open_b)
             firsts = self._firsts(flows_a, flows_b, edges)
-            pieces = match_pieces(left_a, left_b, lanes, heads, firsts, self.usual).of_rows(open_a, open_b)
+            pieces = match_pieces(left_a, left_b, own, heads, firsts, self.usual).of_rows(open_a, open_b)
             self.commit_pieces(rows_a, rows_b, pieces)
-            done_a[pieces.a] = True
-            done_b[pieces.b] = True
-            matched_a.append(rows_a.number[np.unique(pieces.a)])
-            matched_b.append(rows_b.number[np.unique(pieces.b)])
+            note_matched(pieces.a, pieces.b)
         rest_a, rest_b = rows_a.take(~done_a), rows_b.take(~done_b)
         named = self.on_unmatched is not None
         blind = renumbered != 0
@@ -314,8 +303,7 @@ class PairState:
             near_a[a, 0], near_b[b, 0] = rest_b.table.frame[b], rest_a.table.frame[a]
         self.give_up(0, rest_a, why_a, near_a)
         self.give_up(1, rest_b, why_b, near_b)
-        none = [np.empty(0, np.int64)]
-        return np.concatenate(matched_a + none), np.concatenate(matched_b + none)
+        return rows_a.number[matched_a], rows_b.number[matched_b]
 
     def _resolve_shifted(
         self,

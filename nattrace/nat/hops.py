@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nattrace.match.bindings import edge_of
+from nattrace.match.lanes import edge_of
 from nattrace.match.outcome import ANSWERED, TIED
 from nattrace.match.resize.pieces import Resized
 from nattrace.nat.resized import resized

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nattrace.icmp import FRAGMENTATION_NEEDED, PACKET_TOO_BIG
-from nattrace.match.bindings import edge_of
 from nattrace.match.errors.icmp_errors import NO_FAULT, Errors
 from nattrace.match.errors.quoted import flows_of_quotes, pair_errors
+from nattrace.match.lanes import edge_of
 from nattrace.match.ties import CANDIDATES
 from nattrace.nat.error_counts import ErrorCounts
 from nattrace.nat.hops import AMBIGUOUS, LOST, NOT_SEEN_UPSTREAM, REASON_NAMES

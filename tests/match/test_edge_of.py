@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nattrace.match.bindings import edge_of
 from nattrace.match.edges import Edges
+from nattrace.match.lanes import edge_of
 
 Life = tuple[int, int, int]  #: flow, first, last
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from nattrace.match import evidence
-from nattrace.match.bindings import edge_of
 from nattrace.match.errors.icmp_errors import (
     BROKEN,
     CHECKED,
@@ -30,6 +29,7 @@ from nattrace.match.errors.icmp_errors import (
 )
 from nattrace.match.errors.misquoted import pair_broken, pair_untranslated
 from nattrace.match.keys import M2, flow_hash, mix
+from nattrace.match.lanes import edge_of
 from nattrace.match.pairing import group_ids, nearest_pairs, unique_pairs
 from nattrace.match.ties import CANDIDATES, TIE_WINDOW_NS
 from nattrace.match.votes import FLOOR_NS, MARGIN

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nattrace.match.bindings import edge_of
 from nattrace.match.edges import edge_keys
 from nattrace.match.keys import M1, M2, M3, endpoint_hash, mix
+from nattrace.match.lanes import edge_of
 from nattrace.match.pairing import group_ids, unique_pairs
 from nattrace.match.ties import TIE_WINDOW_NS
 from nattrace.table import FRAGMENT_OFFSET, MORE_FRAGMENTS, TCP

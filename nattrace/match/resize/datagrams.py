@@ -26,8 +26,8 @@ from nattrace.table import FRAGMENT_OFFSET, ICMP, ICMPV6, MORE_FRAGMENTS, UDP, U
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from nattrace.match.lanes import Lanes
     from nattrace.match.outcome import Matches
-    from nattrace.match.resize.lanes import Lanes
     from nattrace.match.rows import Rows
     from nattrace.match.usual import Usual
     from nattrace.table import PacketTable

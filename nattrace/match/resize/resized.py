@@ -13,9 +13,9 @@ from nattrace.match.resize.streams import match_streams
 from nattrace.match.resize.trains import match_trains
 
 if TYPE_CHECKING:
+    from nattrace.match.lanes import Lanes
     from nattrace.match.outcome import Matches
     from nattrace.match.resize.datagrams import Firsts
-    from nattrace.match.resize.lanes import Lanes
     from nattrace.match.rows import Rows
     from nattrace.match.usual import Usual
 

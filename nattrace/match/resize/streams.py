@@ -26,7 +26,7 @@ from nattrace.table import FRAGMENT_OFFSET, MORE_FRAGMENTS, TCP
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from nattrace.match.resize.lanes import Lanes
+    from nattrace.match.lanes import Lanes
     from nattrace.match.rows import Rows
     from nattrace.match.usual import Usual
     from nattrace.table import PacketTable

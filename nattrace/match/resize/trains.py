@@ -27,7 +27,7 @@ from nattrace.table import UDP
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from nattrace.match.resize.lanes import Lanes
+    from nattrace.match.lanes import Lanes
     from nattrace.match.rows import Rows
     from nattrace.table import PacketTable
 
