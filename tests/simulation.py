@@ -85,10 +85,15 @@ class Simulated:
         return [f"{name}={path}" for name, path in self.paths.items()]
 
     def pairs(self, first: str, second: str) -> set[tuple[int, int]]:
-        """Return (frame at first, frame at second) of every packet that both saw."""
-        there = {serial: frame for frame, serial in enumerate(self.serials.get(second, ()), 1)}
-        here = enumerate(self.serials.get(first, ()), 1)
-        return {(frame, there[serial]) for frame, serial in here if serial in there}
+        """Return (frame at first, frame at second) of every packet that both saw: of a repeated one, the first frames."""
+        here, there = self._first_frames(first), self._first_frames(second)
+        return {(frame, there[serial]) for serial, frame in here.items() if serial in there}
+
+    def _first_frames(self, point: str) -> dict[int, int]:
+        frames: dict[int, int] = {}
+        for frame, serial in enumerate(self.serials.get(point, ()), 1):
+            frames.setdefault(serial, frame)
+        return frames
 
     def neighbours(self) -> set[tuple[str, str]]:
         """Return the pairs of points that follow one another on some conversation's path."""
@@ -374,6 +379,8 @@ class Traffic:
     duplicated: float = 0.0  #: share of packets that a capture records twice, at either point
     reordered: float = 0.0  #: share of packets that the box holds back while later ones pass
     held_us: int = 3000  #: for how long at most
+    #: share of datagrams and bare acknowledgements that are sent twice at once, with another IP id where there is one
+    sent_twice: float = 0.0
     resent: float = 0.0  #: share of packets that are sent again, unchanged but for their IP id
     resent_after_ms: int = 200  #: no sooner; Linux TCP waits 200 ms at least (TCP_RTO_MIN), queries longer
     timestamps: bool = False  #: TCP with timestamps
@@ -411,34 +418,40 @@ def simulate(folder: Path, traffic: Traffic) -> Simulated:
         payload = b"\0" * 32 if traffic.constant_payload else rng.randbytes(rng.randint(8, 64))
         if traffic.pure_acks and c.protocol == "tcp" and c.sent % 2 == 1:
             payload = b""
-        missed = [
-            point
-            for point, loss in (("inside", traffic.loss_inside), ("outside", traffic.loss_outside))
-            if rng.random() < loss
-        ]
+        missed = _missed(rng, traffic)
         delay_ns = (3_000, 60_000)
         # options that are off draw no random numbers, so that a seed means the same traffic as ever
         if traffic.reordered and rng.random() < traffic.reordered:
             delay_ns = (60_000, 60_000 + traffic.held_us * 1000)
         ip_id = 0 if traffic.zero_ids else c.sent + 1 if traffic.counted_ids else None
         reply, again = c.sent % 2 == 1, bool(traffic.resent and rng.random() < traffic.resent)
+        may_repeat = c.protocol == "udp" or (c.protocol == "tcp" and not payload)
+        twice = bool(traffic.sent_twice and may_repeat and rng.random() < traffic.sent_twice)
         serials = network.send(
-            c, payload, reply=reply, ip_id=ip_id, unseen=missed, delay_ns=delay_ns, advance=not again
+            c, payload, reply=reply, ip_id=ip_id, unseen=missed, delay_ns=delay_ns, advance=not (again or twice)
         )  # fmt: skip
         for point in ("inside", "outside"):
             if traffic.duplicated and rng.random() < traffic.duplicated and point not in missed:
                 network.repeat(point, serials[0], rng.randint(100, 20_000))
+        if twice:
+            network.now_ns += rng.randint(1_000, 15_000)
+            ip_id = ip_id and ip_id + 1
+            network.send(
+                c, payload, reply=reply, ip_id=ip_id, unseen=_missed(rng, traffic), advance=not again
+            )
         if again:
-            missed = [
-                point
-                for point, loss in (("inside", traffic.loss_inside), ("outside", traffic.loss_outside))
-                if rng.random() < loss
-            ]
+            missed = _missed(rng, traffic)
             now_ns = network.now_ns
             network.wait_us(traffic.resent_after_ms * 1000, traffic.resent_after_ms * 2000)
             network.send(c, payload, reply=reply, ip_id=ip_id and ip_id + 1, unseen=missed)
             network.now_ns = now_ns
     return network.write(folder, traffic.snaplen)
+
+
+def _missed(rng: random.Random, traffic: Traffic) -> list[str]:
+    """Return the points whose captures miss a packet."""
+    losses = (("inside", traffic.loss_inside), ("outside", traffic.loss_outside))
+    return [point for point, loss in losses if rng.random() < loss]
 
 
 def _clients(rng: random.Random, traffic: Traffic) -> list[Conversation]:

@@ -58,7 +58,10 @@ TROUBLES: dict[str, dict[str, Any]] = {
     **{f"reordering {n} %": {"reordered": n / 100} for n in (1, 5, 20)},
     "reordering 20 %, equal payloads": {"reordered": 0.2, "constant_payload": True},
     **{f"duplication {n} %": {"duplicated": n / 100} for n in (1, 5, 20)},
+    "duplication of all": {"duplicated": 1.0},
     "duplication 5 %, equal payloads": {"duplicated": 0.05, "constant_payload": True},
+    "duplication 20 %, loss 20 %": {"duplicated": 0.2, "loss_inside": 0.2, "loss_outside": 0.2},
+    **{f"sent twice at once {n} %": {"sent_twice": n / 100} for n in (5, 20, 100)},
     "resending 5 %": {"resent": 0.05},
     "resending 20 %, loss 20 %": {"resent": 0.2, "loss_inside": 0.2, "loss_outside": 0.2},
     "resending 20 %, loss 20 %, equal payloads": {

@@ -32,14 +32,15 @@ class Rows:
     """Crossings that a report tells, judged."""
 
     wrong: tuple[tuple[str, int, str, int], ...]  #: point and frame before, point and frame after
-    missed: frozenset[tuple[str, int, str, int]]  #: packets that two neighbouring points saw
+    #: packets that two neighbouring points saw and no row tells, by the first record of each at either point
+    missed: frozenset[tuple[str, int, str, int]]
     right: int
 
 
 def judge_rows(report: Report, truth: Simulated) -> Rows:
     """Compare all crossings with the truth: is it the same packet, the right way, of the right flow."""
     wrong: list[tuple[str, int, str, int]] = []
-    found: set[tuple[str, int, str, int]] = set()
+    found: set[tuple[str, str, int]] = set()
     right = 0
     for row in report.rewrites.all():
         if not isinstance(row, Rewrite):
@@ -52,15 +53,16 @@ def judge_rows(report: Report, truth: Simulated) -> Rows:
         onward = a.point in path and (path.index(b.point) < path.index(a.point)) != reply
         if here == there and onward and (row.direction == "reply") == reply:
             right += 1
+            found |= {(b.point, a.point, here), (a.point, b.point, here)}
         else:
             wrong.append((b.point, b.frame, a.point, a.frame))
-        found |= {(b.point, b.frame, a.point, a.frame), (a.point, a.frame, b.point, b.frame)}
-    should = {
+    missed = {
         (first, here, second, there)
         for first, second in truth.neighbours()
         for here, there in truth.pairs(first, second)
+        if (first, second, truth.serials[first][here - 1]) not in found
     }
-    return Rows(tuple(wrong), frozenset(should - found), right)
+    return Rows(tuple(wrong), frozenset(missed), right)
 
 
 def sides(each: ModelTuple) -> Sides:

@@ -4,7 +4,7 @@ A packet that is routed back through the interface it came from (hairpin), a bri
 and after its translation, an `any` capture without interface numbers, a mirror port, a merged file: the same
 packet stands in one capture twice. Sightings with another address or port are matched as if a second point had
 recorded them: they go to a further *layer* of the point. Sightings with nothing changed are duplicates: one
-packet, told once. This module finds them; it never matches packets of different points.
+packet, told once (see `duplicates`). This module finds them; it never matches packets of different points.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nattrace.match import evidence
+from nattrace.match.duplicates import UNCHANGED_NS, duplicates, repeated
 from nattrace.match.flows import sorted_groups
-from nattrace.match.keys import commonplace_keys, flow_hash, has_ports, mix
+from nattrace.match.keys import commonplace_keys, flow_hash, has_ports
 from nattrace.match.rows import Rows
-from nattrace.table import TCP, TCP_SYN
+from nattrace.table import TCP
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -36,9 +37,6 @@ DUPLICATE: int = -1
 
 #: A translated packet is seen again within this time: both sightings are of one host or one mirror port.
 _AGAIN_NS = 100_000_000
-#: An unchanged packet is one and the same only when seen again this soon: a sender that repeats itself (TCP
-#: tail loss probe: two round trips, at least 10 ms; RFC 8985) takes longer, and gives it another IP id.
-_UNCHANGED_NS = 10_000_000
 #: Where one packet does not suffice, so many of a flow must be seen again as packets of another one.
 _AGREEING_PACKETS = 3
 #: Packets remembered from one chunk to the next, so that no chunk boundary comes between two sightings.
@@ -90,8 +88,8 @@ class Sightings:
         `rows` are those among `everything` of which there are others of the same key close in time.
         """
         hashes, backward = flow_hash(rows.table)
-        duplicates = self._duplicates(rows, hashes, backward, book)
-        first, second, group, extent = _repeated(rows.exact)
+        again = duplicates(rows, hashes, backward, everything, book)
+        first, second, group, extent = repeated(rows.exact)
         table = rows.table
         bits, flags, conflict = evidence.weigh(table, first, table, second, book)
         apart = np.abs(table.time_ns[second] - table.time_ns[first])
@@ -100,7 +98,7 @@ class Sightings:
         passed = table.ttl[first] != table.ttl[second]
         changed = (hashes[first] != hashes[second]) & ~conflict & (apart <= _AGAIN_NS)
         known = has_ports(table.protocol[first]) | (flags & evidence.ICMP_SEQ != 0)
-        changed &= (bits >= evidence.STRONG) & (vouched | tcp | (passed & known & (apart <= _UNCHANGED_NS)))
+        changed &= (bits >= evidence.STRONG) & (vouched | tcp | (passed & known & (apart <= UNCHANGED_NS)))
         # where a payload must carry the match, no packet but these may say the same
         others = np.flatnonzero(changed & (table.protocol[first] != TCP))
         common = np.zeros(first.size, np.bool_)
@@ -134,30 +132,7 @@ class Sightings:
             together.setdefault(packet, {}).update({one: None, other: None})
         for flows in together.values():
             self._part(flows)
-        return duplicates
-
-    @staticmethod
-    def _duplicates(
-        rows: Rows, hashes: NDArray[np.uint64], backward: NDArray[np.bool_], book: AddressBook
-    ) -> NDArray[np.int64]:
-        """Return the packets that repeat an earlier one of their flow and direction unchanged.
-
-        A translated sighting may stand between the two.
-        """
-        table = rows.table
-        first, second, _, _ = _repeated(rows.exact ^ mix((hashes << np.uint64(1)) | backward))
-        same_way = (hashes[first] == hashes[second]) & (backward[first] == backward[second])
-        first, second = first[same_way], second[same_way]
-        _, flags, conflict = evidence.weigh(table, first, table, second, book)
-        apart = np.abs(table.time_ns[second] - table.time_ns[first])
-        tcp = (flags & (evidence.TCP_SEQ | evidence.TCP_ACK)) == (evidence.TCP_SEQ | evidence.TCP_ACK)
-        vouched = (flags & evidence.IP_ID) != 0
-        passed = table.ttl[first] != table.ttl[second]
-        # nobody repeats a SYN within a second (RFC 6298), so two at once need no IP id to be one
-        syn = (table.tcp_flags[first] & np.uint16(TCP_SYN)) != 0
-        unchanged = ~conflict & (apart <= _UNCHANGED_NS) & (vouched | syn | (passed & tcp))
-        result: NDArray[np.int64] = np.unique(second[unchanged])
-        return result
+        return again
 
     def _part(self, flows: Iterable[int]) -> None:
         """Put flows that carry one packet into different layers, those that are in none yet."""
@@ -166,17 +141,6 @@ class Sightings:
             if flow not in self.turn_of_flow and free:
                 self.turn_of_flow[flow] = min(free)
                 free.remove(min(free))
-
-
-def _repeated(
-    keys: NDArray[np.uint64],
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return consecutive packets of equal key (first, second), a number for that key, and how many have it."""
-    order, starts = sorted_groups(keys)
-    size = np.diff(np.append(starts, order.size))
-    group = np.repeat(np.arange(starts.size), size)
-    place = np.flatnonzero(group[1:] == group[:-1])
-    return order[place], order[place + 1], group[place], size[group[place]]
 
 
 def _soon_again(parts: Sequence[Rows]) -> NDArray[np.int64]:
