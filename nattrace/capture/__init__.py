@@ -63,7 +63,7 @@ def run(
     """
     with ExitStack() as stack:
         client = _client(request, stack)
-        points, start = _prepare(request, client, on_message)
+        points, start = _prepare(request, client, stack, on_message)
         folder = new_folder(path)
         snapshot = (
             Snapshot(folder, client, local=client is None or _local(client)) if request.context else None
@@ -103,12 +103,8 @@ def dry_run(request: Request, path: str) -> str:
                 )
             else:
                 from nattrace.capture.helper_container import docker_command  # noqa: PLC0415
-                from nattrace.capture.image import PACKED_TCPDUMP  # noqa: PLC0415
 
-                tcpdump = PACKED_TCPDUMP if request.image == DEFAULT_TAG else ("tcpdump",)
-                words = docker_command(
-                    point, request.options, request.image, tcpdump, str(Path(target).absolute())
-                )
+                words = docker_command(point, request.options, request.image, str(Path(target).absolute()))
             commands.append((point.file_name.removesuffix(".pcap"), words))
         context = context_commands() if request.context else ()
         return script(path, commands, context, request.workload, request.options.duration_s)
@@ -127,16 +123,16 @@ def install_tcpdump(
 
     client = connect()
     try:
-        identity, _ = helper_image(client, image, recipe=recipe, base=base, on_message=on_message)
+        identity = helper_image(client, image, recipe=recipe, base=base, on_message=on_message)
         return install(client, identity, Path(target))
     finally:
         client.close()
 
 
 def _prepare(
-    request: Request, client: Any | None, on_message: Callable[[str], None]
+    request: Request, client: Any | None, stack: ExitStack, on_message: Callable[[str], None]
 ) -> tuple[list[PointPlan], Callable[[PointPlan, Path], Recorder]]:
-    """Return the points and what starts capturing one of them into a folder."""
+    """Return the points and what starts capturing one of them into a folder; what it needs is removed by `stack`."""
     local = client is None or _local(client)
     if request.via == "host":
         program = find_tcpdump(request.tcpdump)
@@ -153,10 +149,11 @@ def _prepare(
     if removed:
         on_message(f"removed {removed} helper container{'s' * (removed > 1)} of a capture that was killed")
     points = resolve(request.selection, client, local=local, on_message=on_message)
-    identity, tcpdump = helper_image(
+    identity = helper_image(
         client, request.image, recipe=request.recipe, base=request.base, on_message=on_message
     )
-    helpers = Helpers(client, identity, tcpdump, request.options)
+    helpers = Helpers(client, identity, request.options)
+    stack.callback(helpers.close)
     return points, helpers.start
 
 

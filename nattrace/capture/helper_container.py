@@ -1,15 +1,18 @@
 """tcpdump in a helper container, one for each point.
 
 The container shares the network namespace of the host or of another container and has nothing but the right to open
-packet sockets. The capture lands in a volume of its own and comes out as an archive, so no folder of
-the host is mounted and the engine may be on another machine. Containers and volumes are labelled with the process
+packet sockets. The captures land in a volume, a folder for each point, and come out as archives, so no folder of
+the host is mounted and the engine may be on another machine. A helper ends by itself when the capture has lasted too
+long or grown too large, whoever looks after it. Containers and volumes are labelled with the process
 that made them, and those whose process is gone are removed by the next capture.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+import signal
 import tarfile
 import time
 from pathlib import Path, PurePosixPath
@@ -19,10 +22,10 @@ from nattrace.capture.engine import complaint, engine_errors
 from nattrace.capture.errors import CaptureError
 from nattrace.capture.image import StreamFile
 from nattrace.capture.plan import tcpdump_arguments
+from nattrace.capture.watchdog import SIZE_REACHED, watched
 
 if TYPE_CHECKING:
-    import signal
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from nattrace.capture.plan import Options, PointPlan
 
@@ -33,7 +36,10 @@ UNTIL_LABEL: Final = "org.nattrace.capture.until"
 #: Seconds after the end of its capture at which a helper whose owner cannot be looked up is taken for forgotten.
 _GRACE_S: Final = 3600
 
-#: Where the capture lies in the helper.
+#: Seconds beyond the capture's duration that a helper may run: until all listen, and until all are drained.
+_SPARE_S: Final = 120
+
+#: Where the captures lie in the helpers.
 _FOLDER: Final = "/capture"
 
 #: Rights of a helper. The second set is for a tcpdump that insists on changing its user (Debian's, Fedora's):
@@ -51,14 +57,15 @@ _ASK_S: Final = 0.25
 _LOG_LINES: Final = 30
 
 
-def container_options(
-    point: PointPlan, options: Options, tcpdump: Sequence[str], *, stays_root: bool
-) -> dict[str, Any]:
-    """Return what the engine is told of the point's helper, in the words of docker-py's containers.create."""
-    words = [*tcpdump, *(["-Z", "root"] if stays_root else [])]
-    words += tcpdump_arguments(point, options, f"{_FOLDER}/{point.file_name}")
+def tcpdump_command(point: PointPlan, options: Options, folder: str, *, stays_root: bool) -> list[str]:
+    """Return the tcpdump that a helper runs, writing into `folder`."""
+    stay = ["-Z", "root"] if stays_root else []
+    return ["tcpdump", *stay, *tcpdump_arguments(point, options, f"{folder}/{point.file_name}")]
+
+
+def container_options(point: PointPlan, *, stays_root: bool) -> dict[str, Any]:
+    """Return where the point's helper is and what it may, in the words of docker-py's containers.create."""
     return {
-        "entrypoint": words,
         "network_mode": "host" if point.container_id is None else f"container:{point.container_id}",
         "cap_drop": ["ALL"],
         "cap_add": [*(_CAPABILITIES_TO_STAY if stays_root else _CAPABILITIES)],
@@ -69,24 +76,23 @@ def container_options(
     }
 
 
-def docker_command(
-    point: PointPlan, options: Options, image: str, tcpdump: Sequence[str], target: str
-) -> list[str]:
+def docker_command(point: PointPlan, options: Options, image: str, target: str) -> list[str]:
     """Return the docker command line that does the same by hand, with the folder `target` for the output."""
-    made = container_options(point, options, tcpdump, stays_root=True)
+    made = container_options(point, stays_root=True)
+    program, *arguments = tcpdump_command(point, options, _FOLDER, stays_root=True)
     words = ["docker", "run", "--rm", "--network", made["network_mode"], "--cap-drop", "ALL"]
     words += [word for right in made["cap_add"] for word in ("--cap-add", right)]
     words += ["--security-opt", "no-new-privileges", "--read-only", "--user", "0:0"]
-    words += ["--volume", f"{target}:{_FOLDER}", "--entrypoint", made["entrypoint"][0], image]
-    return [*words, *made["entrypoint"][1:]]
+    words += ["--volume", f"{target}:{_FOLDER}", "--entrypoint", program, image]
+    return [*words, *arguments]
 
 
 class Helpers:
-    """Starts the helpers of one capture; `start` is what the session calls for each point."""
+    """Starts the helpers of one capture; `start` is what the session calls for each point, `close` ends it."""
 
-    def __init__(self, client: Any, image: str, tcpdump: Sequence[str], options: Options) -> None:
-        self._client, self._image, self._tcpdump = client, image, tuple(tcpdump)
-        self._options = options
+    def __init__(self, client: Any, image: str, options: Options) -> None:
+        self._client, self._image, self._options = client, image, options
+        self._volume: Any = None
         self._stays_root: bool | None = None  #: None until the first helper has shown what its tcpdump wants
 
     def start(self, point: PointPlan, folder: Path) -> HelperRecorder:
@@ -103,26 +109,41 @@ class Helpers:
         helper.close()
         return self._run(point, folder, stays_root=True)
 
+    def close(self) -> None:
+        """Remove the volume, after all helpers are removed."""
+        if self._volume is not None:
+            _remove(self._volume)
+            self._volume = None
+
     def _run(self, point: PointPlan, folder: Path, *, stays_root: bool) -> HelperRecorder:
         from docker.types import LogConfig, Ulimit  # noqa: PLC0415
 
-        made = container_options(point, self._options, self._tcpdump, stays_root=stays_root)
-        limit = self._options.max_bytes
+        options = self._options
+        inside = PurePosixPath(_FOLDER, Path(point.file_name).stem)
+        command = tcpdump_command(point, options, str(inside), stays_root=stays_root)
         labels = {
             OWNER_LABEL: owner(os.getpid()) or "?",
-            UNTIL_LABEL: str(int(time.time() + self._options.duration_s + _GRACE_S)),
+            UNTIL_LABEL: str(int(time.time() + options.duration_s + _GRACE_S)),
         }
-        helper = HelperRecorder(point, tuple(made["entrypoint"]), folder)
+        helper = HelperRecorder(point, tuple(command), folder, inside)
         try:
             with engine_errors(f"{point.name}: the engine starts no helper"):
-                helper.volume = self._client.volumes.create(labels=labels)
+                if self._volume is None:
+                    self._volume = self._client.volumes.create(labels=labels)
                 helper.container = self._client.containers.create(
                     self._image,
-                    **made,
-                    volumes={helper.volume.name: {"bind": _FOLDER, "mode": "rw"}},
+                    entrypoint=watched(
+                        command,
+                        seconds=math.ceil(options.duration_s) + _SPARE_S,
+                        max_bytes=options.max_bytes,
+                        volume=_FOLDER,
+                        folder=inside.name,
+                    ),
+                    **container_options(point, stays_root=stays_root),
+                    volumes={self._volume.name: {"bind": _FOLDER, "mode": "rw"}},
                     labels=labels,
-                    # Whatever happens to this process, a helper cannot fill the engine's disk.
-                    ulimits=[Ulimit(name="fsize", soft=limit, hard=limit)],
+                    # The watchdog looks once a second; within it one file cannot outgrow the whole either.
+                    ulimits=[Ulimit(name="fsize", soft=options.max_bytes, hard=options.max_bytes)],
                     log_config=LogConfig(type="json-file", config={"max-size": "1m", "max-file": "2"}),
                 )
                 helper.container.start()
@@ -135,12 +156,14 @@ class Helpers:
 class HelperRecorder:
     """A helper container that runs; see `nattrace.capture.recorder.Recorder`."""
 
-    def __init__(self, point: PointPlan, command: tuple[str, ...], folder: Path) -> None:
+    def __init__(
+        self, point: PointPlan, command: tuple[str, ...], folder: Path, inside: PurePosixPath
+    ) -> None:
+        """Take the point, its tcpdump, the bundle's folder, and the one that tcpdump writes into."""
         self.point = point
         self.command = command
         self.container: Any = None
-        self.volume: Any = None
-        self._folder = folder
+        self._folder, self._inside = folder, inside
         self._said = ""
         self._code: int | None = None
         self._asked_s = 0.0
@@ -163,6 +186,10 @@ class HelperRecorder:
             if state.get("Status") in {"exited", "dead", "removing"}:
                 code = int(state.get("ExitCode", 1))
                 self._code = 128 - code if code > 128 else code  # a shell's way of saying "by a signal"
+                if SIZE_REACHED in self.said():
+                    self._code = (
+                        -signal.SIGXFSZ
+                    )  # as if the kernel had stopped it, which counts one file only
         return self._code
 
     def send(self, which: signal.Signals) -> None:
@@ -171,14 +198,14 @@ class HelperRecorder:
             self._ask(lambda: self.container.kill(which.name), fatal=False)
 
     def size_bytes(self) -> int | None:
-        """Return None: it lies in the engine's volume, where a limit on file sizes watches over it."""
+        """Return None: it lies in the engine's volume, where the watchdog looks after it."""
         return None
 
     def collect(self) -> tuple[str, ...]:
         """Copy the capture files into the bundle. Raises CaptureError when the engine does not give them."""
         names = []
         with engine_errors(f"{self.point.name}: the engine does not give the capture"):
-            stream, _ = self.container.get_archive(f"{_FOLDER}/.")
+            stream, _ = self.container.get_archive(f"{self._inside}/.")
             try:
                 with tarfile.open(fileobj=StreamFile(stream), mode="r|") as archive:
                     for member in archive:
@@ -194,13 +221,10 @@ class HelperRecorder:
         return tuple(sorted(names))
 
     def close(self) -> None:
-        """Remove the helper and its volume."""
-        if not self._closed:
+        """Remove the helper."""
+        if self.container is not None and not self._closed:
             self._closed = True
-            # In this order: a volume in use cannot be removed.
-            for each in (self.container, self.volume):
-                if each is not None:
-                    _remove(each)
+            _remove(self.container)
 
     def _ask(self, question: Callable[[], Any], *, fatal: bool = True) -> Any:
         """Ask the engine; one that does not answer, or knows the helper no more, ends this recorder."""

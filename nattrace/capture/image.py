@@ -1,35 +1,32 @@
 """The helper image: found, built, and its tcpdump copied out (``nattrace install-tcpdump``).
 
-Two recipes lie in ``helper/``: FROM scratch with the tcpdump of this machine, which needs no registry, and one
-from a distribution's image. Both hold the same tree in ``/install``: a tcpdump with its libraries and its loader.
+Two recipes lie in ``helper/``: FROM scratch with the programs of this machine, which needs no registry, and one
+from a distribution's image. What goes into them is `nattrace.capture.packing`'s.
 """
 
 from __future__ import annotations
 
 import io
 import shutil
-import subprocess
 import tarfile
 import tempfile
-from contextlib import ExitStack, contextmanager
-from importlib.resources import as_file, files
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from nattrace.capture.engine import engine_errors
 from nattrace.capture.errors import CaptureError
-from nattrace.capture.recorder import find_tcpdump
+from nattrace.capture.packing import build_context, packable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 DEFAULT_TAG: Final = "localtcpdump"
 DEFAULT_BASE: Final = "alpine:3"
 HELPER_LABEL: Final = "org.nattrace.helper"
 
-#: How tcpdump is run in an image of ours: with the loader and the libraries that lie beside it.
-_LIB: Final = "/install/tcpdump.lib"
-PACKED_TCPDUMP: Final = (f"{_LIB}/ld.so", "--library-path", _LIB, f"{_LIB}/tcpdump")
+#: Which programs an image of ours holds; one that another nattrace built may lack some, and is built anew.
+_HELPER_VERSION: Final = "2"
 
 Recipe = Literal["auto", "scratch", "base"]
 
@@ -41,8 +38,8 @@ def helper_image(
     recipe: Recipe = "auto",
     base: str = DEFAULT_BASE,
     on_message: Callable[[str], None] = lambda _: None,
-) -> tuple[str, tuple[str, ...]]:
-    """Return the image's id and the command that runs tcpdump in it; build the image when the engine lacks it.
+) -> str:
+    """Return the image's id; build the image when the engine lacks it, or has one that another version built.
 
     An image of another tag than `DEFAULT_TAG` is never built, and none is ever pulled but the base of a recipe.
 
@@ -61,9 +58,19 @@ def helper_image(
                 raise CaptureError(
                     f"image {tag}: the engine has none; docker pull {tag}, or leave --image out"
                 ) from error
-            image = build(client, tag, recipe=recipe, base=base, on_message=on_message)
-    labels = image.labels or {}
-    return image.id, PACKED_TCPDUMP if labels.get(HELPER_LABEL) else ("tcpdump",)
+            image = None
+        if image is None or (tag == DEFAULT_TAG and _is_outdated(image)):
+            built = build(client, tag, recipe=recipe, base=base, on_message=on_message)
+            if image is not None:
+                with suppress(docker.errors.APIError):  # another capture uses it
+                    client.images.remove(image.id)
+            image = built
+    return str(image.id)
+
+
+def _is_outdated(image: Any) -> bool:
+    label = (image.labels or {}).get(HELPER_LABEL)
+    return label is not None and label != _HELPER_VERSION
 
 
 def build(
@@ -78,7 +85,7 @@ def build(
     chosen = recipe
     if recipe == "auto":
         try:
-            _packable()
+            packable()
             chosen = "scratch"
         except CaptureError:
             chosen = "base"
@@ -86,14 +93,15 @@ def build(
         f"building the helper image {tag} "
         + ("from this machine's tcpdump" if chosen == "scratch" else f"from {base}")
     )
-    with _context(chosen) as context, engine_errors(f"image {tag}: cannot be built"):
+    scratch = chosen == "scratch"
+    with build_context(scratch=scratch) as context, engine_errors(f"image {tag}: cannot be built"):
         return _built(
             client,
             fileobj=context,
             custom_context=True,
-            dockerfile="Dockerfile.scratch" if chosen == "scratch" else "Dockerfile",
+            dockerfile="Dockerfile.scratch" if scratch else "Dockerfile",
             tag=tag,
-            buildargs={"BASE": base} if chosen == "base" else {},
+            buildargs={} if scratch else {"BASE": base},
             rm=True,
             forcerm=True,
         )
@@ -185,68 +193,3 @@ class StreamFile(io.RawIOBase):
         buffer[:size] = self._left[:size]
         self._left = self._left[size:]
         return size
-
-
-# --- build contexts --------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _context(recipe: Recipe) -> Iterator[io.BufferedRandom]:
-    """Give the build context, a tar archive in an unnamed temporary file."""
-    with ExitStack() as stack:
-        helper = stack.enter_context(as_file(files("nattrace.capture").joinpath("helper")))
-        output = stack.enter_context(tempfile.TemporaryFile())
-        with tarfile.open(fileobj=output, mode="w") as archive:
-            if recipe == "scratch":
-                tree = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nattrace-")))
-                _pack(helper, tree)
-                archive.add(helper / "Dockerfile.scratch", "Dockerfile.scratch")
-                archive.add(tree, "tree", filter=_of_root)
-            else:
-                for name in ("Dockerfile", "pack.sh", "run.sh"):
-                    archive.add(helper / name, name, filter=_of_root)
-        output.seek(0)
-        yield output
-
-
-def _of_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Have the image's files belong to root, whoever packs them, with the same bytes every time."""
-    member.uid = member.gid = 0
-    member.uname = member.gname = ""
-    member.mtime = 0
-    return member
-
-
-def _packable() -> str:
-    """Return this machine's tcpdump; CaptureError when there is none, or only a script such as we install."""
-    tcpdump = find_tcpdump(None)
-    try:
-        with Path(tcpdump).open("rb") as file:
-            is_program = file.read(4) == b"\x7fELF"
-    except OSError as error:
-        raise CaptureError(f"{tcpdump}: {error.strerror}") from error
-    if not is_program:
-        raise CaptureError(
-            f"{tcpdump}: a script, which cannot be packed; build from a distribution with --build base"
-        )
-    return tcpdump
-
-
-def _pack(helper: Path, tree: Path) -> None:
-    tcpdump = _packable()
-    tree.chmod(0o755)
-    for program, folder in ((tcpdump, tree / "install/tcpdump.lib"), ("cp", tree / "copy")):
-        done = subprocess.run(  # noqa: S603 - our own script
-            ["/bin/sh", str(helper / "pack.sh"), program, str(folder)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise CaptureError(f"{program}: cannot be packed: {done.stderr.strip()[:200]}")
-    shutil.copyfile(helper / "run.sh", tree / "install/tcpdump")
-    (tree / "install/tcpdump").chmod(0o755)
-    # tcpdump looks up the user that -Z names, even root.
-    (tree / "etc").mkdir()
-    (tree / "etc/passwd").write_text("root:x:0:0:root:/:\n")
-    (tree / "etc/group").write_text("root:x:0:\n")

@@ -62,14 +62,19 @@ def find_tcpdump(given: str | None) -> str:
         if shutil.which(given) is None:
             raise CaptureError(f"{given}: no program that can be run; give --tcpdump PATH")
         return given
-    places = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", "/opt/bin"])
-    found = shutil.which("tcpdump", path=places)
+    found = find_program("tcpdump")
     if found is None:
         raise CaptureError(
             "no tcpdump on this machine; install it, give --tcpdump PATH, or put one there with "
             "nattrace install-tcpdump --target DIR"
         )
     return found
+
+
+def find_program(name: str) -> str | None:
+    """Return a program on PATH or where the system keeps those of its administrator, None when there is none."""
+    places = (os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", "/usr/local/sbin", "/opt/bin")
+    return shutil.which(name, path=os.pathsep.join(places))
 
 
 def host_command(point: PointPlan, options: Options, tcpdump: str, path: str) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from nattrace.bundle.manifest import CONTEXT_FOLDER, Missing
 from nattrace.capture import kernel_state
 from nattrace.capture.containers import ContainerWatch, networks, running
-from nattrace.capture.recorder import end_with_parent
+from nattrace.capture.recorder import end_with_parent, find_program
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +52,6 @@ _PATIENCE_S: Final = 30.0
 #: Seconds until ``conntrack -E`` must have subscribed; it needs a few milliseconds.
 _SUBSCRIBE_S: Final = 3.0
 
-_SYSTEM_FOLDERS: Final = ("/usr/sbin", "/sbin", "/usr/local/sbin")
 #: NETLINK_NETFILTER (linux/netlink.h).
 _NETLINK_NETFILTER: Final = 12
 
@@ -148,7 +146,7 @@ class Snapshot:
             self._lack(f"{phase}/links", " ".join(str(failure).split())[:200], "rtnetlink")
 
     def _run(self, phase: str, name: str, suffix: str, commands: Sequence[Sequence[str]]) -> None:
-        program = _find(commands[0][0])
+        program = find_program(commands[0][0])
         if program is None:
             self._lack(name, f"no {commands[0][0]} on this machine", commands[0][0])
             return
@@ -174,7 +172,7 @@ class Snapshot:
     # --- events ---------------------------------------------------------------------------------------
 
     def _begin_events(self) -> None:
-        program = _find(_EVENTS[0])
+        program = find_program(_EVENTS[0])
         if program is None:
             self._lack("conntrack-events", f"no {_EVENTS[0]} on this machine", _EVENTS[0])
             return
@@ -237,10 +235,6 @@ class Snapshot:
 
     def _lack(self, what: str, reason: str, needs: str | None) -> None:
         self._missing.setdefault(what, Missing(what, reason, needs))
-
-
-def _find(program: str) -> str | None:
-    return shutil.which(program, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *_SYSTEM_FOLDERS]))
 
 
 def _right() -> str:

@@ -62,7 +62,7 @@ def test_a_removed_helper_and_a_removed_container_are_said(engine: Engine, tmp_p
     run(engine, "--name job busybox sleep 600")
     with capturing(engine, tmp_path, "--container", "job", "-i", "eth0") as process:
         helpers = engine.docker("ps -q --filter label=org.nattrace.capture.owner").split()
-        (eth0,) = [helper for helper in helpers if "/capture/eth0.pcap" in engine.docker(f"inspect {helper}")]
+        (eth0,) = [helper for helper in helpers if "/eth0.pcap" in engine.docker(f"inspect {helper}")]
         engine.docker(f"rm -f {eth0}")
         engine.docker("rm -f job")
         wait_for(
@@ -121,7 +121,7 @@ def test_an_image_from_a_distribution(engine: Engine, tmp_path: Path) -> None:
     assert "building the helper image localtcpdump from distribution" in done.stderr
     assert {path.name for path in (tmp_path / "bin/tcpdump.lib").iterdir()} >= {"tcpdump", "libc.so.6"}
     shown = engine.docker("inspect -f {{.Config.Labels}} localtcpdump")
-    assert "org.nattrace.helper:1" in shown
+    assert "org.nattrace.helper:2" in shown
 
 
 def test_a_dry_run_can_be_run_by_hand(engine: Engine, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_dry_run_can_be_run_by_hand(engine: Engine, tmp_path: Path) -> None:
         (["--network", "host"], "host: a host network has no bridge"),
         (["-i", "nosuch0"], "nosuch0: no such interface; there are docker0, eth0, lo"),
         (["-i", "eth0", "--image", "nosuch"], "image nosuch: the engine has none; docker pull nosuch"),
-        (["-i", "eth0", "--image", "busybox"], "eth0: the engine starts no helper: "),
+        (["-i", "eth0", "--image", "busybox"], "eth0: tcpdump does not start: "),
         (["-i", "eth0", "--filter", "no such"], "eth0: tcpdump does not start: can't parse filter"),
         (["-i", "eth0", "--", "/nonexistent"], "/nonexistent: cannot be run"),
     ],

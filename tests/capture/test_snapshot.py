@@ -29,7 +29,7 @@ def fake(folder: Path, name: str, script: str) -> str:
 
 
 def take(folder: Path, monkeypatch: pytest.MonkeyPatch, find: Any) -> Snapshot:
-    monkeypatch.setattr(snapshot, "_find", find)
+    monkeypatch.setattr(snapshot, "find_program", find)
     monkeypatch.setattr(snapshot, "_SUBSCRIBE_S", 0.1)
     with Snapshot(folder, None, local=True) as taken:
         taken.watch()
