@@ -17,9 +17,9 @@ from nattrace.errors import UsageError
 from nattrace.ingest import Bookmark, ReadOptions, open_capture, parse_sources, unique_names
 from nattrace.ingest.archive import Member
 from nattrace.ingest.capture import FileCapture
-from nattrace.ingest.decode import ALL_BYTES
 from nattrace.match.intake import Intake
 from nattrace.model import Accounting, Clock, ClockStep, Finding, Point
+from nattrace.table import ALL_BYTES
 
 if TYPE_CHECKING:
     import os

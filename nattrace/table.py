@@ -31,6 +31,14 @@ PORTED = frozenset({TCP, UDP, DCCP, SCTP, UDPLITE})
 #: The SYN bit of `PacketTable.tcp_flags` (RFC 9293 section 3.1).
 TCP_SYN = 0x002
 
+#: In `PacketTable.content_length`, beyond all lengths: the hash is of what stays of a message when a NAT helper
+#: rewrites the addresses in it, so that its length and checksum need not stay: of its name (see `ingest.sip`), or
+#: of its kind alone, which it shares with others.
+NAMED, KIND = 64, 65
+
+#: `ReadOptions.comparable_bytes` where nothing was cut: no IPv4 datagram is longer (RFC 791).
+ALL_BYTES = 65535
+
 #: ICMP and ICMPv6 echo types (RFC 792, RFC 4443).
 ECHO_REPLY, ECHO_REQUEST, ECHO_REQUEST_V6, ECHO_REPLY_V6 = 0, 8, 128, 129
 
@@ -75,7 +83,8 @@ class PacketTable:
     content_hash: NDArray[
         np.uint64
     ]  #: hash of `content_length` bytes that NAT never rewrites (options, payload)
-    content_length: NDArray[np.uint8]  #: bytes hashed, 0..32; 0 means nothing was comparable
+    #: bytes hashed, 0..32; 0 means nothing was comparable; NAMED, KIND: see there
+    content_length: NDArray[np.uint8]
 
     def __len__(self) -> int:
         """Rows."""

@@ -17,7 +17,7 @@ from nattrace.ingest.l4 import legible_rows, read_l4
 from nattrace.ingest.link import find_ip
 from nattrace.ingest.source import Inner
 from nattrace.ingest.tunnels import TUNNEL_DEPTH_LIMIT, carried_packets
-from nattrace.table import COLUMNS, AddressBook, PacketTable
+from nattrace.table import ALL_BYTES, COLUMNS, AddressBook, PacketTable
 
 if TYPE_CHECKING:
     from nattrace.ingest.ip import Datagrams
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 #: Records decoded together: enough that numpy's cost per call vanishes, few enough that matrices of some 100
 #: bytes a record stay in a 2 MiB cache. Measured: a quarter as many cost a third more, 4 times as many gain nothing.
 BLOCK_RECORDS: Final = 16384
-
-#: `comparable_bytes` where nothing was cut: no IPv4 datagram is longer (RFC 791).
-ALL_BYTES: Final = 65535
 
 
 def decode(
@@ -45,7 +42,7 @@ def decode(
 
     ``content_hash`` covers up to 32 bytes that NAT never rewrites, inside captured length, IP length and
     ``options.comparable_bytes``: TCP from byte 20 (options and payload), a TCP SYN from the end of its header,
-    UDP, UDP-Lite, DCCP and ICMP queries from byte 8, other ICMP from byte 4, SCTP from byte 12, later fragments
+    UDP, UDP-Lite, DCCP and ICMP queries from byte 8 (SIP: what names the message), other ICMP from byte 4, SCTP from byte 12, later fragments
     and unknown protocols from their first byte, ICMP errors nothing.
 
     ``residual`` is the complement of the L4 checksum less addresses, ports and id, modulo 65535 (RFC 1071), 0

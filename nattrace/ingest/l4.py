@@ -15,6 +15,7 @@ import numpy as np
 
 from nattrace.ingest.gather import gather, prefix_masks
 from nattrace.ingest.ip import L4
+from nattrace.ingest.sip import OTHER, START_BYTES, may_be_sip, message_names
 from nattrace.table import (
     DCCP,
     ECHO_REPLY,
@@ -201,7 +202,31 @@ def read_l4(
     content += rows.at
     table.content_length[:] = visible
     table.content_hash[:] = _content_hash(buffer, content, visible)
+    if not_tcp.size:
+        _name_messages(buffer, rows, kind, not_tcp, options.comparable_bytes, table)
     return rows, table
+
+
+def _name_messages(
+    buffer: NDArray[np.uint8],
+    rows: Datagrams,
+    kind: NDArray[np.uint8],
+    chosen: NDArray[np.intp],
+    comparable_bytes: int,
+    table: PacketTable,
+) -> None:
+    """Of the chosen rows, give SIP messages over UDP the content that helpers leave alone: what names them."""
+    chosen = chosen[(kind[chosen] == _UDP) & (table.content_length[chosen] >= START_BYTES)]
+    start = rows.at[chosen] + rows.l4_offset[chosen] + _HEADER[_UDP]
+    asked = may_be_sip(buffer, start)
+    chosen, start = chosen[asked], start[asked]
+    if not chosen.size:
+        return
+    stop = rows.at[chosen] + np.minimum(rows.available[chosen], comparable_bytes)
+    names, known = message_names(buffer, start, stop, comparable_bytes)
+    named = np.flatnonzero(known != OTHER)
+    table.content_hash[chosen[named]] = names[named]
+    table.content_length[chosen[named]] = known[named]
 
 
 def _other_layouts(

@@ -23,9 +23,10 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import numpy as np
 
 from nattrace.errors import InputError, MissingToolError
-from nattrace.ingest.decode import ALL_BYTES, comparable_bytes, decode
+from nattrace.ingest.decode import comparable_bytes, decode
 from nattrace.ingest.quotes import read_quotes
 from nattrace.ingest.source import PADDING, Batch, Inner, PointInfo, Records
+from nattrace.table import ALL_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,7 +12,7 @@ from nattrace.match.outcome import Matches
 from nattrace.match.pairing import group_ids, nearest_pairs, unique_pairs
 from nattrace.match.unique import FAR_NS, REPEAT_NS
 from nattrace.match.votes import FLOOR_NS, MARGIN
-from nattrace.table import ICMP, ICMPV6, TCP
+from nattrace.table import ICMP, ICMPV6, KIND, TCP
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -94,7 +94,8 @@ def _distinct(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
     Inside one binding a ping's sequence number does, whatever its payload and those of others.
     """
     table = rows.table
-    telling = (table.content_length[chosen] >= 4) | (table.ip_id[chosen] != 0)
+    said = (table.content_length[chosen] >= 4) & (table.content_length[chosen] != KIND)
+    telling = said | (table.ip_id[chosen] != 0)
     numbered = (table.protocol[chosen] == TCP) & (table.seq[chosen] != 0)
     telling |= numbered & (table.l4_visible[chosen] >= ACK_END)
     ping = ((table.protocol[chosen] == ICMP) | (table.protocol[chosen] == ICMPV6)) & (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from nattrace.match.keys import ACK_END, has_ports, without_length
-from nattrace.table import FRAGMENT_OFFSET, ICMP, ICMPV6, TCP, TCP_SYN
+from nattrace.table import FRAGMENT_OFFSET, ICMP, ICMPV6, KIND, NAMED, TCP, TCP_SYN
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,8 +51,9 @@ _BITS_ICMP_SEQ = 4  # every ping counts from 0 or 1
 _BITS_IP_ID = 14  # 16 bits; small counters repeat
 #: TCP repeats a segment after 200 ms at the earliest (Linux TCP_RTO_MIN); closer twins are one packet.
 TCP_REPEAT_NS = 100_000_000
-#: By content length: 1 to 3 bytes say little, 8 and more say much unless they repeat.
-_CONTENT_BITS = np.array([0, 4, 4, 4, 12, 12, 12, 12, 24], np.int16)
+#: By content length: 1 to 3 bytes say little, 8 and more say much unless they repeat. So does a message's name.
+_CONTENT_BITS = np.array([0, *[4] * 3, *[12] * 4, *[24] * (NAMED - 7)], np.int16)
+_CONTENT_BITS = np.append(_CONTENT_BITS, np.int16(4))  # KIND
 _BITS_RESIDUAL = 12  # 16 bits over the whole payload; constant payloads share it
 _BITS_ADDRESS = 16
 _BITS_PORT = 8
@@ -109,7 +110,7 @@ def weigh(
     if across.size:
         sums = without_length(table_a, rows_a[across]), without_length(table_b, rows_b[across])
         same_residual[across] = sums[0] == sums[1]
-    flags |= (content_length > 0) * np.uint16(PAYLOAD)
+    flags |= ((content_length > 0) & (content_length != KIND)) * np.uint16(PAYLOAD)
     flags |= (both_residuals & same_residual) * np.uint16(CHECKSUM)
 
     id_a, id_b = a("ip_id"), b("ip_id")
@@ -141,7 +142,7 @@ def weigh(
     same_dport = same_dst & (a("dport") == b("dport"))
     ported = has_ports(protocol)
 
-    bits = _CONTENT_BITS[np.minimum(content_length, 8)]
+    bits = _CONTENT_BITS[content_length]
     bits = np.maximum(bits, (both_residuals & same_residual) * np.int16(_BITS_RESIDUAL))
     for rows, amount in (
         (tcp_seq, _BITS_TCP_SEQ), (tcp_ack, _BITS_TCP_ACK), (query, _BITS_ICMP_SEQ), (vouched, _BITS_IP_ID),
@@ -159,6 +160,12 @@ def weigh(
     if conflict.any():
         conflict &= ~_cut_anew(table_a, rows_a, table_b, rows_b)
     differ = both_residuals & ~same_residual
+    message = content_length >= NAMED
+    if message.any():
+        # helpers write other addresses into it
+        other_length = a("payload_length") != b("payload_length")
+        flags |= (message & (differ | other_length)) * np.uint16(REWRITTEN)
+        differ &= ~message
     if differ.any():
         differ &= ~_clamped(table_a, rows_a, table_b, rows_b, vouched)
     conflict |= differ
@@ -218,7 +225,7 @@ def _clamped(
 
 def said_bits(table: PacketTable, rows: NDArray[np.int64]) -> NDArray[np.int16]:
     """Return how many of a pair's bits are for what the packets say: payload or, at least, its checksum."""
-    result: NDArray[np.int16] = _CONTENT_BITS[np.minimum(table.content_length[rows], 8)]
+    result: NDArray[np.int16] = _CONTENT_BITS[table.content_length[rows]]
     return result
 
 

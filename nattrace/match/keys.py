@@ -19,7 +19,9 @@ from nattrace.table import (
     FRAGMENT_OFFSET,
     ICMP,
     ICMPV6,
+    KIND,
     MORE_FRAGMENTS,
+    NAMED,
     SCTP,
     TCP,
     UDP,
@@ -65,7 +67,8 @@ def packet_keys(
     comparable length cuts off at some point of the analysis are left out at every point, and without
     `residuals` so are the checksums, which printed captures lack. Where the data offset is cut off
     somewhere, no point's payload length can be compared; the length of the whole datagram stands for it.
-    An ICMPv6 echo has the keys of the same ICMP echo: a NAT64 makes one of the other.
+    An ICMPv6 echo has the keys of the same ICMP echo: a NAT64 makes one of the other. A message that helpers
+    rewrite (NAMED, KIND) may have any length.
     """
     tcp = table.protocol == TCP
     visible = table.l4_visible
@@ -94,6 +97,9 @@ def packet_keys(
     cut = np.flatnonzero(tcp & ~whole)
     if cut.size:
         other[cut] = table.ip_length[cut]
+    message = np.flatnonzero(table.content_length >= NAMED)
+    if message.size:
+        other[message] = 0
     other <<= _S32
     other |= flags.astype(np.uint64) << _S16
     other |= window
@@ -139,7 +145,8 @@ def commonplace_keys(table: PacketTable, rows: NDArray[np.int64]) -> NDArray[np.
     cut the payload off.
     """
     protocol = table.protocol[rows]
-    word = table.content_hash[rows] ^ (table.payload_length[rows].astype(np.uint64) << _S32)
+    length = np.where(table.content_length[rows] == KIND, np.uint32(0), table.payload_length[rows])
+    word = table.content_hash[rows] ^ (length.astype(np.uint64) << _S32)
     word ^= (protocol.astype(np.uint64) << _S16) | (table.icmp_type[rows].astype(np.uint64) << np.uint64(8))
     icmp = ((protocol == ICMP) | (protocol == ICMPV6)) & table.residual_known[rows]
     if icmp.any():

@@ -20,6 +20,7 @@ from nattrace.match.outcome import ABSENT, ANSWERED, TIED, Matches, Shifts, Unma
 from nattrace.match.renumber.anchors import worth_waiting
 from nattrace.match.renumber.renumbered import Identifications
 from nattrace.match.renumber.shifted import Shifted, match_shifted
+from nattrace.match.renumber.unseen import may_be_rewritten, unseen_ties
 from nattrace.match.resize.datagrams import Firsts
 from nattrace.match.resize.heads import HEAD_BYTES, edges_of, match_heads
 from nattrace.match.resize.pieces import Pieces, Resized
@@ -187,6 +188,7 @@ class PairState:
             tables = [(others.table, np.flatnonzero(open_others))]
             tables += [(part.table, np.arange(len(part))) for part in recent]
             waits[alone] = worth_waiting(rows.table, left[alone], tables)
+            waits[alone] |= may_be_rewritten(rows.table, left[alone], tables)
         if waits.any():
             waiter = rows.take(left[waits])
             waiter.common = commonplace(rows, left[waits])
@@ -243,6 +245,7 @@ class PairState:
             matched_b[b] = done_b[b] = True
 
         pieces = Pieces.none()
+        unseen = np.empty(0, np.int64), np.empty(0, np.int64)
         suspects = np.empty((2, 0), np.int64)
         self.identifications.look(rows_a, rows_b, self.usual, self.book)
         renumbered = self.identifications.renumbered
@@ -283,13 +286,20 @@ class PairState:
             pieces = match_pieces(left_a, left_b, own, heads, firsts, self.usual).of_rows(open_a, open_b)
             self.commit_pieces(rows_a, rows_b, pieces)
             note_matched(pieces.a, pieces.b)
+            open_a, open_b = np.flatnonzero(~done_a), np.flatnonzero(~done_b)
+            left_a, left_b = rows_a.take(open_a), rows_b.take(open_b)
+            of_a, of_b = unseen_ties(left_a, left_b, lanes.take(open_a, open_b))
+            unseen = open_a[of_a], open_b[of_b]
         rest_a, rest_b = rows_a.take(~done_a), rows_b.take(~done_b)
         named = self.on_unmatched is not None
         blind = renumbered != 0
         why_a, why_b = (
             tied_rows(rows, others, renumbered=blind) for rows, others in ((rest_a, rest_b), (rest_b, rest_a))
         )
-        for why, done, tied in ((why_a, done_a, pieces.tied_a), (why_b, done_b, pieces.tied_b)):
+        for why, done, tied in (
+            (why_a, done_a, np.concatenate([pieces.tied_a, unseen[0]])),
+            (why_b, done_b, np.concatenate([pieces.tied_b, unseen[1]])),
+        ):
             why[(np.cumsum(~done) - 1)[tied]] = TIED
         near_a = candidates(rest_a, rest_b, renumbered=blind) if named else None
         near_b = candidates(rest_b, rest_a, renumbered=blind) if named else None

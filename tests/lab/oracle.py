@@ -8,6 +8,7 @@ an oracle, so it never guesses: what it cannot decide is an error of the scenari
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
@@ -31,8 +32,8 @@ ECHO_TYPES = (0, 8, 128, 129)
 #: What a box may leave alone of a packet beside addresses and ports, by `Hop.keeps`: all of it; all but the TTL;
 #: all but TCP options, length and ECN flags; payload and the numbers of TCP and ICMP, whatever the IP version;
 #: IP id and TCP flags, while sequence numbers are shifted and payloads rewritten; the same behind SYNPROXY,
-#: which makes the handshake itself.
-KEPT = ("all", "ttl", "options", "version", "stream", "proxied")
+#: which makes the handshake itself; the IP id, and the token in a payload that is rewritten.
+KEPT = ("all", "ttl", "options", "version", "stream", "proxied", "named")
 
 
 class UndecidableError(AssertionError):
@@ -150,6 +151,8 @@ def _kept(packet: Seen, keeps: str) -> tuple[object, ...] | None:
         return packet.flags, packet.numbers, packet.payload
     if keeps == "stream":
         return packet.ip_id, packet.flags
+    if keeps == "named":
+        return packet.ip_id, re.findall(rb"token-\d{8}", packet.payload)[0]
     if keeps == "proxied":
         # SYNPROXY's own packets have no IP id (kernel: synproxy_build_ip); what it forwards has its sender's
         return (packet.ip_id, packet.flags) if packet.ip_id and not packet.flags & 2 else None

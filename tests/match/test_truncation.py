@@ -25,8 +25,8 @@ SNAPLENS = (42, 46, 54, 62, 74, 94)
 ALONE = (46, 62)
 #: Ethernet, IPv6 and a TCP header with timestamps, and 8 bytes of what an ICMP echo carries.
 HEADERS_WHOLE = 94
-#: What is longer: an IPv6 fragment header, what an ICMP error quotes.
-LONGER = ("fragments", "errors", "path_mtu")
+#: What is longer: an IPv6 fragment header, what an ICMP error quotes, headers that name a SIP message.
+LONGER = ("fragments", "errors", "path_mtu", "sip")
 
 #: before, after, direction
 Row = tuple[str, int, str, int, str]

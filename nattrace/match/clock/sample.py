@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nattrace.match.keys import ACK_END
-from nattrace.table import TCP
+from nattrace.table import KIND, NAMED, TCP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,8 +134,10 @@ def _packets(point: int, rows: Rows, flows: Flows, chosen: NDArray[np.int64]) ->
     numbered = (
         tcp & (table.seq[chosen] != 0) & (table.ack[chosen] != 0) & (table.l4_visible[chosen] >= ACK_END)
     )
-    useful = (ip_id != 0) | numbered | (table.content_length[chosen] >= _TELLING_BYTES)
+    said = (table.content_length[chosen] >= _TELLING_BYTES) & (table.content_length[chosen] != KIND)
+    useful = (ip_id != 0) | numbered | said
     chosen, ip_id, numbered = chosen[useful], ip_id[useful], numbered[useful]
+    summed = table.residual_known[chosen] & (table.content_length[chosen] < NAMED)
     return Sampled(
         key=rows.exact[chosen],
         time_ns=table.time_ns[chosen],
@@ -146,7 +148,7 @@ def _packets(point: int, rows: Rows, flows: Flows, chosen: NDArray[np.int64]) ->
         backward=rows.backward[chosen],
         ttl=table.ttl[chosen],
         ip_id=ip_id,
-        residual=np.where(table.residual_known[chosen], table.residual[chosen].astype(np.int32), -1),
+        residual=np.where(summed, table.residual[chosen].astype(np.int32), -1),
         numbered=numbered,
     )
 

@@ -111,7 +111,7 @@ def legible(table: PacketTable, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
     return result
 
 
-def _ends(table: PacketTable, rows: NDArray[np.int64]) -> list[NDArray[np.uint64]]:
+def ends(table: PacketTable, rows: NDArray[np.int64]) -> list[NDArray[np.uint64]]:
     """Return keys of both ends of packets, address and port: source, destination."""
     version = table.version[rows]
     return [
@@ -125,7 +125,7 @@ def _partial_keys(table: PacketTable, rows: NDArray[np.int64]) -> list[NDArray[n
     length = table.payload_length[rows].astype(np.uint64)
     ip_id = table.ip_id[rows]
     seq, ack = (getattr(table, name)[rows].astype(np.uint64) << _S32 | length for name in ("seq", "ack"))
-    with_id = (mix(end ^ ip_id.astype(np.uint64) * M1) for end in _ends(table, rows))
+    with_id = (mix(end ^ ip_id.astype(np.uint64) * M1) for end in ends(table, rows))
     return [mix(seq * M1), mix(ack * M3), *(np.where(ip_id != 0, keys, np.uint64(0)) for keys in with_id)]
 
 
@@ -194,7 +194,7 @@ def _anchor_keys(table: PacketTable, rows: NDArray[np.int64]) -> list[NDArray[np
     word ^= (table.tcp_flags[rows] & FLAGS).astype(np.uint64) << (_S32 + _S16)
     return [
         mix(end ^ mix(word * M3 ^ getattr(table, name)[rows].astype(np.uint64) * salt))
-        for end in _ends(table, rows)
+        for end in ends(table, rows)
         for name, salt in (("seq", M1), ("ack", M2))
     ]
 

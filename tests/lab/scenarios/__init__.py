@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from lab.scenarios import (
     addresses,
     basic,
+    helpers,
     icmp_errors,
     points,
     proxies,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from lab.truth import Truth
 
-FAMILIES = (basic, addresses, rebinding, points, resized, icmp_errors, tunnels, translators, proxies)
+FAMILIES = (basic, addresses, rebinding, points, resized, icmp_errors, tunnels, translators, helpers, proxies)
 
 SCENARIOS: dict[str, Callable[[Path], Truth]] = {
     scenario.__name__: scenario for family in FAMILIES for scenario in family.SCENARIOS

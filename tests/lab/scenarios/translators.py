@@ -1,4 +1,4 @@
-"""Boxes that change more than addresses, or other things: clamps, marks, proxies, helpers, prefixes, IP versions."""
+"""Boxes that change more than addresses, or other things: clamps, marks, proxies, prefixes, IP versions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from lab.topology import (
     UPLINK,
     UPLINK_V6,
     Lab,
-    client_address,
     client_address_v6,
     lab,
 )
@@ -120,67 +119,6 @@ def synproxy(folder: Path) -> Truth:
             for connection in connections:
                 connection.close()
         return kernel_truth(net, folder, keeps="proxied")
-
-
-def ftp_active(folder: Path) -> Truth:
-    """FTP helper: a masqueraded client's PORT is rewritten and grows; all its later bytes are shifted."""
-    with lab(clients=2) as net:
-        rules.docker_nat(net.router)
-        net.router.run("iptables -w -t raw -A PREROUTING -p tcp --dport 21 -j CT --helper ftp")
-        control = TcpServer(net.internet, SERVERS[0], 21)
-        with closing_all(control), recorded(net, folder):
-            connections = [
-                TcpConnection(client, 41000 + n, control, (SERVERS[0], 21))
-                for n, client in enumerate(net.clients)
-            ]
-            for connection in connections:
-                connection.exchange(b"USER anonymous\r\n", b"331 Guest login ok, send your address.\r\n")
-                connection.exchange(b"PASS lab@example.org\r\n", b"230 Guest login ok.\r\n")
-            for round_ in range(2):
-                for n, connection in enumerate(connections):
-                    port = 50000 + 10 * n + round_
-                    asked = _ftp_port(client_address(n + 1), port)
-                    connection.exchange(
-                        asked, b"200 PORT command successful.\r\n", arrives=_ftp_port(UPLINK, port)
-                    )
-                    connection.exchange(b"LIST\r\n", b"150 Opening data connection.\r\n")
-                    connection.exchange(b"NOOP\r\n", b"226 Transfer complete.\r\n")
-            for connection in connections:
-                connection.close()
-        return kernel_truth(net, folder, keeps="stream")
-
-
-def ftp_passive(folder: Path) -> Truth:
-    """FTP helper: a published server's 227 answer is rewritten; all its later bytes are shifted."""
-    with lab(clients=1) as net:
-        rules.docker_nat(net.router)
-        rules.publish(net.router, "tcp", 21, client_address(1), 21)
-        net.router.run("iptables -w -t raw -A PREROUTING -p tcp --dport 21 -j CT --helper ftp")
-        control = TcpServer(net.clients[0], client_address(1), 21)
-        with closing_all(control), recorded(net, folder):
-            connection = TcpConnection(net.internet, 50000, control, (UPLINK, 21), SERVERS[0])
-            connection.exchange(b"USER anonymous\r\n", b"331 Guest login ok, send your address.\r\n")
-            connection.exchange(b"PASS lab@example.org\r\n", b"230 Guest login ok.\r\n")
-            for port in (40000, 40001):
-                connection.exchange(
-                    b"PASV\r\n",
-                    _ftp_passive(client_address(1), port),
-                    returns=_ftp_passive(UPLINK, port),
-                )
-                connection.exchange(b"LIST\r\n", b"150 Opening data connection.\r\n")
-                connection.exchange(b"NOOP\r\n", b"226 Transfer complete.\r\n")
-            connection.close()
-        return kernel_truth(net, folder, keeps="stream")
-
-
-def _ftp_port(address: str, port: int) -> bytes:
-    numbers = [*address.split("."), str(port >> 8), str(port & 255)]
-    return f"PORT {','.join(numbers)}\r\n".encode()
-
-
-def _ftp_passive(address: str, port: int) -> bytes:
-    numbers = [*address.split("."), str(port >> 8), str(port & 255)]
-    return f"227 Entering Passive Mode ({','.join(numbers)}).\r\n".encode()
 
 
 def nat66(folder: Path) -> Truth:
@@ -365,8 +303,6 @@ SCENARIOS = (
     ttl_and_dscp_rewritten,
     ttl_raised,
     synproxy,
-    ftp_active,
-    ftp_passive,
     nat66,
     npt,
     nat64,
