@@ -8,13 +8,13 @@ the flows' numbers differ. This module learns; `shifted` matches with what was l
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nattrace.match.edges import edge_keys
-from nattrace.match.keys import M1, M2, M3, endpoint_hash, mix
+from nattrace.match.keys import ACK_END, M1, M2, M3, endpoint_hash, mix
 from nattrace.match.lanes import edge_of
 from nattrace.match.pairing import group_ids, unique_pairs
 from nattrace.match.ties import TIE_WINDOW_NS
@@ -44,8 +44,10 @@ SOON_NS = 10_000_000
 
 #: TCP flags that routers leave alone; those of ECN they may clear (kernel: xt_ECN).
 FLAGS = np.uint16(0x03F)
-#: L4 bytes up to the sequence number (RFC 9293 section 3.1); what is cut off behind it is 0 on both sides.
-_SEQ_END = 8
+#: Bytes of TCP options at most (RFC 9293 section 3.1).
+_TCP_OPTION_BYTES = 40
+#: L4 bytes up to the sequence number, and up to the flags (RFC 9293 section 3.1).
+_SEQ_END, FLAGS_END = 8, 14
 _S16, _S32 = np.uint64(16), np.uint64(32)
 
 
@@ -66,7 +68,8 @@ class Anchors:
     forward: NDArray[np.uint32]  #: shift of the forward direction's sequence numbers
     backward: NDArray[np.uint32]
     number: NDArray[np.uint64]  #: what tells anchors with different numbers apart
-    bound: NDArray[np.bool_]  #: other packets bind the two flows
+    acknowledged: NDArray[np.bool_]  #: the acknowledgement numbers are there to be compared
+    unshifted: NDArray[np.bool_]  #: other packets bind the two flows and show both numbers unshifted
 
     def __len__(self) -> int:
         """Anchors."""
@@ -95,6 +98,7 @@ def worth_waiting(
     mine = np.flatnonzero(legible(table, rows))
     if not mine.size:
         return result
+    table, others = comparable(table), [(comparable(other), which) for other, which in others]
     theirs = [keys for other, which in others for keys in _partial_keys(other, which[legible(other, which)])]
     known = np.unique(np.concatenate(theirs)) if theirs else np.empty(0, np.uint64)
     if known.size:
@@ -102,6 +106,29 @@ def worth_waiting(
             place = np.minimum(np.searchsorted(known, keys), known.size - 1)
             result[mine] |= (known[place] == keys) & (keys != 0)
     return result
+
+
+def comparable(table: PacketTable) -> PacketTable:
+    """Return the table with those TCP fields 0 that some point of the analysis cut off.
+
+    Where the data offset is among them, options count as payload.
+    """
+    visible = table.l4_visible
+    cut = (table.protocol == TCP) & (visible < FLAGS_END)
+    if not cut.any():
+        return table
+    behind = table.ip_length - np.where(table.version == 6, np.uint32(60), np.uint32(40))
+    return replace(
+        table,
+        ack=np.where(cut & (visible < ACK_END), np.uint32(0), table.ack),
+        tcp_flags=np.where(cut, np.uint16(0), table.tcp_flags),
+        payload_length=np.where(cut, behind, table.payload_length),
+    )
+
+
+def empty_bytes(table: PacketTable) -> NDArray[np.uint32]:
+    """Return how long the payload of a packet without data may look: where the data offset was cut off, options do."""
+    return np.where(table.l4_visible < FLAGS_END, np.uint32(_TCP_OPTION_BYTES), np.uint32(0))
 
 
 def legible(table: PacketTable, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -124,9 +151,11 @@ def _partial_keys(table: PacketTable, rows: NDArray[np.int64]) -> list[NDArray[n
     """Return keys of which two packets share one when they may be shifted selves; 0 is no key."""
     length = table.payload_length[rows].astype(np.uint64)
     ip_id = table.ip_id[rows]
+    # with neither an acknowledgement number nor an IP id, one end is all that a proxy's own packets have in common
+    telling = (ip_id != 0) | (table.l4_visible[rows] < ACK_END)
     seq, ack = (getattr(table, name)[rows].astype(np.uint64) << _S32 | length for name in ("seq", "ack"))
-    with_id = (mix(end ^ ip_id.astype(np.uint64) * M1) for end in ends(table, rows))
-    return [mix(seq * M1), mix(ack * M3), *(np.where(ip_id != 0, keys, np.uint64(0)) for keys in with_id)]
+    with_end = (mix(end ^ ip_id.astype(np.uint64) * M1) for end in ends(table, rows))
+    return [mix(seq * M1), mix(ack * M3), *(np.where(telling, keys, np.uint64(0)) for keys in with_end)]
 
 
 def find_anchors(
@@ -153,14 +182,16 @@ def find_anchors(
     # without an IP id only data has a number of its own, and only soon: it may be sent again
     apart = np.abs(table_b.time_ns[b] - table_a.time_ns[a])
     with_id = table_a.ip_id[a] != 0
-    good = np.where(with_id, apart <= TIE_WINDOW_NS, (apart <= SOON_NS) & (table_a.payload_length[a] > 0))
+    data = table_a.payload_length[a] > empty_bytes(table_a)[a]
+    good = np.where(with_id, apart <= TIE_WINDOW_NS, (apart <= SOON_NS) & data)
     a, b, with_id = a[good], b[good], with_id[good]
     back_a = rows_a.backward[a]
     seq, ack = table_b.seq[b] - table_a.seq[a], table_b.ack[b] - table_a.ack[a]
     found = Anchors(
         a, b, table_a.time_ns[a], flows_a[rows_a.flow[a]], flows_b[rows_b.flow[b]], back_a != rows_b.backward[b],
         np.where(back_a, ack, seq), np.where(back_a, seq, ack),
-        (table_a.seq[a].astype(np.uint64) << _S32) | table_a.ack[a], np.zeros(a.size, np.bool_),
+        (table_a.seq[a].astype(np.uint64) << _S32) | table_a.ack[a],
+        np.minimum(table_a.l4_visible[a], table_b.l4_visible[b]) >= ACK_END, np.zeros(a.size, np.bool_),
     )  # fmt: skip
     agreed = _agreeing(found, edges, with_id)
     return found.take(agreed), found.take(~agreed)
@@ -200,7 +231,7 @@ def _anchor_keys(table: PacketTable, rows: NDArray[np.int64]) -> list[NDArray[np
 
 
 def _agreeing(found: Anchors, edges: Edges, with_id: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return which anchors are of flows that enough of them bind and nearly none contradicts; note what is bound.
+    """Return which anchors are of flows that enough of them bind and nearly none contradicts; note what crosses unshifted.
 
     Flows that are bound already must be bound to each other. There a single anchor suffices where all numbers and
     the IP id are equal: then nothing is shifted, and options or payload were changed. And a shift, once begun,
@@ -214,20 +245,25 @@ def _agreeing(found: Anchors, edges: Edges, with_id: NDArray[np.bool_]) -> NDArr
     )
     keys = edge_keys(flow_a, flow_b, np.concatenate([found.swap, edges.swap]))
     pair, known = keys[: len(found)], keys[len(found) :]
+    bound = np.zeros(len(found), np.bool_)
     unshifted_ns = np.full(len(found), -(2**62))
     if len(edges):
         order = np.argsort(known)
         place = order[np.minimum(np.searchsorted(known, pair, sorter=order), known.size - 1)]
-        found.bound = known[place] == pair
-        unshifted_ns[found.bound] = edges.last_ns[place[found.bound]]
+        bound = known[place] == pair
+        # where acknowledgement numbers are cut off, packets of one direction show the numbers of that one only
+        other_way = (found.forward != 0) & (edges.forward[place] == 0)
+        other_way |= (found.backward != 0) & (edges.backward[place] == 0)
+        found.unshifted = bound & (found.acknowledged | ~other_way)
+        unshifted_ns[found.unshifted] = edges.last_ns[place[found.unshifted]]
     taken = np.isin(found.flow_a, edges.flow_a) | np.isin(found.flow_b, edges.flow_b)
     contradicted = found.moved & (found.time_ns < unshifted_ns - _IN_FLIGHT_NS)
     (relation,) = group_ids(mix(pair ^ mix((found.forward.astype(np.uint64) << _S32) | found.backward)))
     distinct = np.unique(np.stack([relation, found.number.view(np.int64)]), axis=1)[0]
     count = np.bincount(distinct, minlength=int(relation.max()) + 1)[relation]
-    alike = found.bound & with_id & ~found.moved
+    alike = bound & with_id & ~found.moved
     refused = np.bincount(relation, contradicted)[relation] > 0
-    good = np.where(found.bound, (count >= ANCHORS_BOUND) | alike, (count >= ANCHORS) & ~taken) & ~refused
+    good = np.where(bound, (count >= ANCHORS_BOUND) | alike, (count >= ANCHORS) & ~taken) & ~refused
     (both,) = group_ids(pair)
     votes = np.bincount(both)[both]
     for flow in (found.flow_a, found.flow_b):

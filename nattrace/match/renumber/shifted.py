@@ -8,7 +8,7 @@ itself (SYNPROXY: the handshake) has no other self, and is said to be so.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -17,7 +17,16 @@ from nattrace.match import evidence
 from nattrace.match.keys import M1, M2, M3, mix
 from nattrace.match.outcome import Matches, Shifts
 from nattrace.match.pairing import unique_pairs
-from nattrace.match.renumber.anchors import FLAGS, SOON_NS, Anchors, find_anchors, legible
+from nattrace.match.renumber.anchors import (
+    FLAGS,
+    FLAGS_END,
+    SOON_NS,
+    Anchors,
+    comparable,
+    empty_bytes,
+    find_anchors,
+    legible,
+)
 from nattrace.match.ties import TIE_WINDOW_NS
 from nattrace.table import TCP_SYN
 
@@ -28,8 +37,6 @@ if TYPE_CHECKING:
     from nattrace.match.rows import Rows
     from nattrace.table import AddressBook, PacketTable
 
-#: L4 bytes up to the flags, and bytes of TCP options at most (RFC 9293 section 3.1).
-_FLAGS_END, _TCP_OPTION_BYTES = 14, 40
 _S16, _S32 = np.uint64(16), np.uint64(32)
 
 
@@ -64,6 +71,7 @@ def match_shifted(
     The rows are those that stricter rules have left. `flows_a` and `flows_b` map their partial flows to merged
     ones, of which `edges` says what is bound.
     """
+    rows_a, rows_b = (replace(rows, table=comparable(rows.table)) for rows in (rows_a, rows_b))
     anchors, suspects = find_anchors(rows_a, rows_b, flows_a, flows_b, edges)
     nothing = np.empty(0, np.int64)
     # without an IP id, equal lengths and one equal number are too common to bar anything
@@ -105,7 +113,7 @@ class _Known:
     flow_a: NDArray[np.int64]
     flow_b: NDArray[np.int64]
     swap: NDArray[np.bool_]
-    bound: NDArray[np.bool_]
+    unshifted: NDArray[np.bool_]
     whole: NDArray[np.bool_]  #: shifted from the first packet to the last
     first_a: NDArray[np.int64]  #: time of the first anchor at the first point, ns
     first_b: NDArray[np.int64]  #: and at the second
@@ -117,8 +125,8 @@ class _Known:
         anchors, time_b = anchors.take(order), time_b[order]
         flow_a, start, lane = np.unique(anchors.flow_a, return_index=True, return_inverse=True)
         return cls(
-            anchors, lane.reshape(-1), flow_a, anchors.flow_b[start], anchors.swap[start], anchors.bound[start],
-            ~anchors.bound[start] & np.logical_and.reduceat(anchors.moved, start),
+            anchors, lane.reshape(-1), flow_a, anchors.flow_b[start], anchors.swap[start], anchors.unshifted[start],
+            ~anchors.unshifted[start] & np.logical_and.reduceat(anchors.moved, start),
             anchors.time_ns[start], np.minimum.reduceat(time_b, start),
         )  # fmt: skip
 
@@ -134,7 +142,7 @@ class _Known:
     ) -> list[tuple[NDArray[np.bool_], NDArray[np.uint32], NDArray[np.uint32]]]:
         """Return (there is one, forward, backward) of the last anchor before each packet, and of the next one.
 
-        Before the first anchor of a flow that is bound otherwise nothing is shifted.
+        Before the first anchor of a flow that others bind nothing is shifted.
         """
         instants, rank = np.unique(self.anchors.time_ns, return_inverse=True)
         code = self.lane * (instants.size + 1) + rank.reshape(-1)
@@ -149,7 +157,7 @@ class _Known:
             forward, backward = self.anchors.forward[place], self.anchors.backward[place]
             found.append((inside, np.where(inside, forward, 0), np.where(inside, backward, 0)))
         before, forward, backward = found[0]
-        return [(before | self.bound[lane], forward, backward), found[1]]
+        return [(before | self.unshifted[lane], forward, backward), found[1]]
 
 
 @dataclass(slots=True)
@@ -219,7 +227,7 @@ def _by_numbers(
     good &= apart <= np.where(no_id, SOON_NS, TIE_WINDOW_NS)
     # a proxy repeats the client's handshake in its own, without IP ids: what has none crosses only behind it
     syn = (here.column("tcp_flags")[a] & np.uint16(TCP_SYN)) != 0
-    syn |= no_id & (here.column("l4_visible")[a] < _FLAGS_END)
+    syn |= no_id & (here.column("l4_visible")[a] < FLAGS_END)
     good &= ~known.whole[here.lane[a]] | (~syn & ~(no_id & (here.early[a] | there.early[b])))
     return a[good], b[good], forward[good], backward[good]
 
@@ -271,9 +279,8 @@ def _answered(side: _Side, known: _Known, taken: NDArray[np.int64]) -> NDArray[n
     """Return places of packets that a proxy made or swallowed: without data, before anything has crossed."""
     alone = np.ones(side.rows.size, np.bool_)
     alone[taken] = False
-    # where the data offset was cut off, options look like payload
-    empty = np.where(side.column("l4_visible") < _FLAGS_END, _TCP_OPTION_BYTES, 0)
-    alone &= known.whole[side.lane] & side.early & (side.column("payload_length") <= empty)
+    alone &= known.whole[side.lane] & side.early
+    alone &= side.column("payload_length") <= empty_bytes(side.table)[side.rows]
     return np.flatnonzero(alone)
 
 

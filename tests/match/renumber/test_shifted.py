@@ -9,6 +9,7 @@ import dpkt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from match.test_truncation import cut
 from simulation import EPOCH_NS, address, write_pcap
 from verdict import check_accounting
 
@@ -44,10 +45,13 @@ class Wire:
         capture.append((self.now_ns, b"\2" * 6 + b"\4" * 6 + kind + packet))
         return len(capture)
 
-    def analyze(self, folder: Path) -> Report:
-        """Write both captures and analyze them."""
-        write_pcap(folder / "inside.pcap", self.inside)
-        write_pcap(folder / "outside.pcap", self.outside)
+    def analyze(self, folder: Path, **snaplens: int) -> Report:
+        """Write both captures, cut where a snaplen is given for a point, and analyze them."""
+        for point, capture in (("inside", self.inside), ("outside", self.outside)):
+            write_pcap(folder / f"{point}.pcap", capture)
+            if point in snaplens:
+                cut(folder / f"{point}.pcap", folder / "cut", snaplens[point])
+                (folder / "cut").replace(folder / f"{point}.pcap")
         report = nattrace.analyze(f"inside={folder / 'inside.pcap'}", f"outside={folder / 'outside.pcap'}")
         check_accounting(report)
         return report
@@ -224,6 +228,23 @@ def test_synproxy_shifts_every_number_of_the_server(version: int, tmp_path: Path
     assert "SYNPROXY" in finding.message
     amount = (0x11111111 - 0x70000000 + 2**31) % 2**32 - 2**31
     assert f"reply {abs(amount)} bytes {'higher' if amount > 0 else 'lower'} at outside" in finding.message
+
+
+@pytest.mark.parametrize("snaplen", [42, 44, 46, 48, 50, 54, 62])
+@pytest.mark.parametrize("points", [("inside", "outside"), ("inside",), ("outside",)])
+def test_what_a_proxy_answered_is_not_lost_where_headers_are_cut(
+    points: tuple[str, ...], snaplen: int, tmp_path: Path
+) -> None:
+    wire = Wire()
+    for n, c in enumerate(connections(wire, 3)):
+        proxied_handshake(c, 0x11111111 * (n + 1))
+        c.talk(6)
+    report = wire.analyze(tmp_path, **dict.fromkeys(points, snaplen))
+    assert crossed(report) == wire.pairs
+    assert lost(report) == 0
+    assert report.accounting.unmatched == {"proxied": 3 * 7}
+    (finding,) = report.findings
+    assert "SYNPROXY" in finding.message
 
 
 def test_numbers_that_wrap_are_shifted_all_the_same(tmp_path: Path) -> None:
