@@ -93,8 +93,10 @@ def dry_run(request: Request, path: str) -> str:
     """Return the shell script that does by hand what `run` would; starts nothing and builds nothing."""
     with ExitStack() as stack:
         client = _client(request, stack)
-        points = resolve(request.selection, client, local=client is None or _local(client))
-        commands = []
+        points = resolve(
+            request.selection, client, local=client is None or _local(client), holds=request.via != "host"
+        )
+        commands, holders = [], []
         for point in points:
             target = f"{path}.parts"
             if request.via == "host":
@@ -103,11 +105,14 @@ def dry_run(request: Request, path: str) -> str:
                 )
             else:
                 from nattrace.capture.helper_container import docker_command  # noqa: PLC0415
+                from nattrace.capture.holder import holder_command  # noqa: PLC0415
 
                 words = docker_command(point, request.options, request.image, str(Path(target).absolute()))
+                if point.held_by is not None:
+                    holders.append(holder_command(point, request.image, request.options.duration_s))
             commands.append((point.file_name.removesuffix(".pcap"), words))
         context = context_commands() if request.context else ()
-        return script(path, commands, context, request.workload, request.options.duration_s)
+        return script(path, holders, commands, context, request.workload, request.options.duration_s)
 
 
 def install_tcpdump(
@@ -140,10 +145,11 @@ def _prepare(
             raise CaptureError(
                 "the engine is on another machine: its containers cannot be captured from here"
             )
-        points = resolve(request.selection, client, local=True, on_message=on_message)
+        points = resolve(request.selection, client, local=True, holds=False, on_message=on_message)
         return points, lambda point, folder: HostRecorder(point, request.options, program, folder)
 
     from nattrace.capture.helper_container import Helpers, remove_leftovers  # noqa: PLC0415
+    from nattrace.capture.holder import held  # noqa: PLC0415
 
     removed = remove_leftovers(client)
     if removed:
@@ -152,6 +158,7 @@ def _prepare(
     identity = helper_image(
         client, request.image, recipe=request.recipe, base=request.base, on_message=on_message
     )
+    points = stack.enter_context(held(client, identity, points, request.options.duration_s, local=local))
     helpers = Helpers(client, identity, request.options)
     stack.callback(helpers.close)
     return points, helpers.start

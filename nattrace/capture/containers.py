@@ -1,4 +1,4 @@
-"""Docker's networks and containers as context, and the containers that come and go while a capture runs.
+"""Containers as context, and the containers that come and go while a capture runs.
 
 Only what says who has which address is kept: a container's environment, command and mounts hold secrets, and a bundle
 is made to be sent to somebody.
@@ -24,15 +24,6 @@ _KEPT: Final[dict[str, tuple[str, ...] | None]] = {
 
 #: Containers that are noted while a capture runs: a machine that starts more has other troubles.
 _MOST: Final = 10_000
-
-
-def networks(client: Any) -> list[dict[str, Any]]:
-    """Return all networks as ``docker network inspect`` does."""
-    found = []
-    for network in client.networks.list():
-        network.reload()
-        found.append(network.attrs)
-    return sorted(found, key=lambda attributes: str(attributes.get("Name")))
 
 
 def running(client: Any) -> list[dict[str, Any]]:

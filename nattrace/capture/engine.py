@@ -57,6 +57,11 @@ def is_local(client: Any) -> bool:
     return str(client.api.base_url).startswith(("http+docker://localhost", "http+docker://localunixsocket"))
 
 
+def is_podman(client: Any) -> bool:
+    """Tell whether it is Podman that answers as Docker would."""
+    return any(part.get("Name") == "Podman Engine" for part in client.version().get("Components") or ())
+
+
 @contextmanager
 def engine_errors(what: str) -> Iterator[None]:
     """Turn the engine's complaints inside the block into a CaptureError that begins with `what`."""

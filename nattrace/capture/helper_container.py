@@ -25,7 +25,7 @@ from nattrace.capture.plan import tcpdump_arguments
 from nattrace.capture.watchdog import SIZE_REACHED, watched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from nattrace.capture.plan import Options, PointPlan
 
@@ -37,7 +37,7 @@ UNTIL_LABEL: Final = "org.nattrace.capture.until"
 _GRACE_S: Final = 3600
 
 #: Seconds beyond the capture's duration that a helper may run: until all listen, and until all are drained.
-_SPARE_S: Final = 120
+SPARE_S: Final = 120
 
 #: Where the captures lie in the helpers.
 _FOLDER: Final = "/capture"
@@ -66,9 +66,16 @@ def tcpdump_command(point: PointPlan, options: Options, folder: str, *, stays_ro
 def container_options(point: PointPlan, *, stays_root: bool) -> dict[str, Any]:
     """Return where the point's helper is and what it may, in the words of docker-py's containers.create."""
     return {
-        "network_mode": "host" if point.container_id is None else f"container:{point.container_id}",
+        "network_mode": point.joins,
+        **privileges(_CAPABILITIES_TO_STAY if stays_root else _CAPABILITIES),
+    }
+
+
+def privileges(rights: Sequence[str]) -> dict[str, Any]:
+    """Return what the engine is told of the rights of a container of ours."""
+    return {
         "cap_drop": ["ALL"],
-        "cap_add": [*(_CAPABILITIES_TO_STAY if stays_root else _CAPABILITIES)],
+        "cap_add": [*rights],
         "security_opt": ["no-new-privileges"],
         "read_only": True,
         "user": "0:0",
@@ -78,13 +85,25 @@ def container_options(point: PointPlan, *, stays_root: bool) -> dict[str, Any]:
 
 def docker_command(point: PointPlan, options: Options, image: str, target: str) -> list[str]:
     """Return the docker command line that does the same by hand, with the folder `target` for the output."""
+    command = tcpdump_command(point, options, _FOLDER, stays_root=True)
     made = container_options(point, stays_root=True)
-    program, *arguments = tcpdump_command(point, options, _FOLDER, stays_root=True)
+    return by_hand(made, image, command, "--volume", f"{target}:{_FOLDER}")
+
+
+def by_hand(made: dict[str, Any], image: str, command: list[str], *more: str) -> list[str]:
+    """Return the docker command line of a container with a network and `privileges`."""
     words = ["docker", "run", "--rm", "--network", made["network_mode"], "--cap-drop", "ALL"]
     words += [word for right in made["cap_add"] for word in ("--cap-add", right)]
-    words += ["--security-opt", "no-new-privileges", "--read-only", "--user", "0:0"]
-    words += ["--volume", f"{target}:{_FOLDER}", "--entrypoint", program, image]
-    return [*words, *arguments]
+    words += ["--security-opt", "no-new-privileges", "--read-only", "--user", "0:0", *more]
+    return [*words, "--entrypoint", command[0], image, *command[1:]]
+
+
+def marks(duration_s: float) -> dict[str, str]:
+    """Return what marks a container or volume of a capture that may last so long."""
+    return {
+        OWNER_LABEL: owner(os.getpid()) or "?",
+        UNTIL_LABEL: str(int(time.time() + duration_s + _GRACE_S)),
+    }
 
 
 class Helpers:
@@ -112,7 +131,7 @@ class Helpers:
     def close(self) -> None:
         """Remove the volume, after all helpers are removed."""
         if self._volume is not None:
-            _remove(self._volume)
+            remove(self._volume)
             self._volume = None
 
     def _run(self, point: PointPlan, folder: Path, *, stays_root: bool) -> HelperRecorder:
@@ -121,10 +140,7 @@ class Helpers:
         options = self._options
         inside = PurePosixPath(_FOLDER, Path(point.file_name).stem)
         command = tcpdump_command(point, options, str(inside), stays_root=stays_root)
-        labels = {
-            OWNER_LABEL: owner(os.getpid()) or "?",
-            UNTIL_LABEL: str(int(time.time() + options.duration_s + _GRACE_S)),
-        }
+        labels = marks(options.duration_s)
         helper = HelperRecorder(point, tuple(command), folder, inside)
         try:
             with engine_errors(f"{point.name}: the engine starts no helper"):
@@ -134,7 +150,7 @@ class Helpers:
                     self._image,
                     entrypoint=watched(
                         command,
-                        seconds=math.ceil(options.duration_s) + _SPARE_S,
+                        seconds=math.ceil(options.duration_s) + SPARE_S,
                         max_bytes=options.max_bytes,
                         volume=_FOLDER,
                         folder=inside.name,
@@ -143,7 +159,11 @@ class Helpers:
                     volumes={self._volume.name: {"bind": _FOLDER, "mode": "rw"}},
                     labels=labels,
                     # The watchdog looks once a second; within it one file cannot outgrow the whole either.
-                    ulimits=[Ulimit(name="fsize", soft=options.max_bytes, hard=options.max_bytes)],
+                    # Beside one limit Podman sets others to the greatest there are, which takes a right.
+                    ulimits=[
+                        Ulimit(name=name, soft=most, hard=most)
+                        for name, most in (("fsize", options.max_bytes), ("nofile", 1024), ("nproc", 4096))
+                    ],
                     log_config=LogConfig(type="json-file", config={"max-size": "1m", "max-file": "2"}),
                 )
                 helper.container.start()
@@ -224,7 +244,7 @@ class HelperRecorder:
         """Remove the helper."""
         if self.container is not None and not self._closed:
             self._closed = True
-            _remove(self.container)
+            remove(self.container)
 
     def _ask(self, question: Callable[[], Any], *, fatal: bool = True) -> Any:
         """Ask the engine; one that does not answer, or knows the helper no more, ends this recorder."""
@@ -268,11 +288,11 @@ def remove_leftovers(client: Any) -> int:
             all=True, filters={"label": OWNER_LABEL}, ignore_removed=True
         ):
             if _is_left_over(container.labels):
-                _remove(container)
+                remove(container)
                 removed += 1
         for volume in client.volumes.list(filters={"label": OWNER_LABEL}):
             if _is_left_over(volume.attrs.get("Labels") or {}):
-                _remove(volume)
+                remove(volume)
     return removed
 
 
@@ -286,7 +306,7 @@ def _is_left_over(labels: dict[str, str]) -> bool:
     return until.isdecimal() and time.time() > int(until)
 
 
-def _remove(thing: Any) -> None:
+def remove(thing: Any) -> None:
     """Remove a container or a volume, as far as the engine lets it."""
     import docker  # noqa: PLC0415
     import requests  # noqa: PLC0415

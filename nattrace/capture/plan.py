@@ -32,10 +32,9 @@ class PointPlan:
     ifindex: int | None = None
     namespace: str = "host"  #: as the manifest says it: ``host`` or ``container:NAME``
     container: str | None = None  #: whose traffic it carries, where that is known
-    container_id: str | None = (
-        None  #: the container in whose namespace the interface lies, None for the host's
-    )
+    joins: str = "host"  #: the namespace, as ``docker run --network`` names it for a helper
     process_id: int | None = None  #: a process in that namespace, None for the host's
+    held_by: str | None = None  #: the network whose bridge it is, where that is there only with a container
 
     @property
     def file_name(self) -> str:

@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from nattrace.capture.engine import engine_errors
+from nattrace.capture.engine import engine_errors, is_podman
 from nattrace.capture.errors import CaptureError
+from nattrace.capture.networks import bridge_of, network, used_networks
 from nattrace.capture.plan import PointPlan, distinct
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-#: The name that Docker gives a container's first interface, and where it tells a network's bridge.
+#: The name that engines give a container's first interface.
 _CONTAINER_INTERFACE: Final = "eth0"
-_BRIDGE_OPTION: Final = "com.docker.network.bridge.name"
-_DEFAULT_BRIDGE: Final = "docker0"
+#: The bridges of their default networks, for when no engine can be asked: Docker's, Podman's with netavark and CNI.
+_DEFAULT_BRIDGES: Final = ("docker0", "podman0", "cni-podman0")
 
 #: RT_TABLE_MAIN (linux/rtnetlink.h).
 _MAIN_TABLE: Final = 254
@@ -45,6 +46,7 @@ def resolve(
     client: Any | None,
     *,
     local: bool = True,
+    holds: bool = True,
     on_message: Callable[[str], None] = lambda _: None,
 ) -> list[PointPlan]:
     """Return the points of a selection, each interface once.
@@ -57,6 +59,8 @@ def resolve(
         The engine, None where there is none; needed for containers and networks.
     local
         Whether the engine's interfaces are the ones of this machine.
+    holds
+        Whether a container will keep a bridge there that comes and goes with containers: not without helpers.
     on_message
         Told what was chosen, or could not be found, on one line each.
 
@@ -75,9 +79,9 @@ def resolve(
         points = interfaces_named(selection.interfaces)
     for name in selection.containers:
         points += container_points(client, name, local=local, on_message=on_message)
-    points += [network_point(client, name, local=local) for name in selection.networks]
+    points += [network_point(client, name, local=local, holds=holds) for name in selection.networks]
     if selection.is_automatic:
-        points = automatic_points(client)
+        points = automatic_points(client, holds=holds)
         on_message(f"capturing on {', '.join(point.name for point in points)} (-i IF picks others)")
     return distinct(points)
 
@@ -124,7 +128,7 @@ def container_points(
         _CONTAINER_INTERFACE,
         namespace=f"container:{container.name}",
         container=container.name,
-        container_id=container.id,
+        joins=_network_of(container, podman=is_podman(client)),
         process_id=process_id,
     )
     if not local:
@@ -141,43 +145,61 @@ def container_points(
     return [inside, PointPlan(names[index], names[index], ifindex=index, container=container.name)]
 
 
-def network_point(client: Any, name: str, *, local: bool) -> PointPlan:
-    """Return the bridge of a Docker network."""
-    import docker  # noqa: PLC0415
+def _network_of(container: Any, *, podman: bool) -> str:
+    # Podman does not remove a container as long as another one shares its network by its name.
+    key = (container.attrs.get("NetworkSettings") or {}).get("SandboxKey")
+    return f"ns:{key}" if podman and key else f"container:{container.id}"
 
+
+def network_point(client: Any, name: str, *, local: bool, holds: bool) -> PointPlan:
+    """Return the bridge of a network."""
+    attributes = network(client, name)
+    if bridge_of(attributes) is None:
+        raise CaptureError(
+            f"{name}: a {attributes.get('Driver')} network has no bridge on this machine; give -i IF"
+        )
     with engine_errors(f"network {name}"):
-        try:
-            network = client.networks.get(name)
-        except docker.errors.NotFound as error:
-            there = ", ".join(sorted(each.name for each in client.networks.list()))
-            raise CaptureError(f"{name}: no such network; there are {there}") from error
-    bridge = _bridge_of(network.attrs)
-    if bridge is None:
-        driver = network.attrs.get("Driver")
-        raise CaptureError(f"{name}: a {driver} network has no bridge on this machine; give -i IF")
-    return interfaces_named([bridge])[0] if local else PointPlan(bridge, bridge)
+        return _bridge_point(attributes, comes_and_goes=is_podman(client), local=local, holds=holds)
 
 
-def automatic_points(client: Any | None) -> list[PointPlan]:
-    """Return the bridges of Docker's networks that are in use, and the interfaces that default routes leave by.
+def automatic_points(client: Any | None, *, holds: bool) -> list[PointPlan]:
+    """Return the bridges of the engine's networks that are in use, and the interfaces that default routes leave by.
 
-    docker0 counts as used: a workload may start a container on it. Raises CaptureError when there are not both.
+    The default network counts as used: a workload may start a container on it. Raises CaptureError when there are
+    not both.
     """
     there = {name for _, name in socket.if_nameindex()}
-    bridges = [_DEFAULT_BRIDGE] if _DEFAULT_BRIDGE in there else []
-    if client is not None:
+    bridges: list[PointPlan] = []
+    if client is None:
+        bridges = interfaces_named([name for name in _DEFAULT_BRIDGES if name in there])
+    else:
         with engine_errors("networks"):
-            for network in client.networks.list(filters={"driver": "bridge"}):
-                network.reload()
-                bridge = _bridge_of(network.attrs)
-                if bridge in there and network.attrs.get("Containers"):
-                    bridges.append(bridge)
+            comes_and_goes = is_podman(client)
+            for each in used_networks(client):
+                if bridge_of(each) in there or (comes_and_goes and holds):
+                    bridges.append(
+                        _bridge_point(each, comes_and_goes=comes_and_goes, local=True, holds=holds)
+                    )
     outgoing = default_interfaces()
     if not bridges:
         raise CaptureError("no bridge of Docker's here; give -i IF for the inner and the outer interface")
     if not outgoing:
         raise CaptureError("no default route here, so the outgoing interface is unknown; give -i IF for each")
-    return distinct(interfaces_named([*sorted(set(bridges)), *outgoing]))
+    return distinct(sorted(bridges, key=lambda point: point.name) + interfaces_named(outgoing))
+
+
+def _bridge_point(attributes: dict[str, Any], *, comes_and_goes: bool, local: bool, holds: bool) -> PointPlan:
+    bridge = str(bridge_of(attributes))
+    if comes_and_goes and holds:
+        return PointPlan(bridge, bridge, held_by=str(attributes.get("Name")))
+    if not local:
+        return PointPlan(bridge, bridge)
+    if comes_and_goes and bridge not in {name for _, name in socket.if_nameindex()}:
+        raise CaptureError(
+            f"{bridge}: not there yet: Podman makes it with the first container of network "
+            f"{attributes.get('Name')}; start one, or leave --via host out"
+        )
+    return interfaces_named([bridge])[0]
 
 
 def default_interfaces() -> list[str]:
@@ -201,13 +223,6 @@ def default_interfaces() -> list[str]:
                 hops += [hop["oif"] for hop in route.get_attr("RTA_MULTIPATH") or ()]
                 found += [names[hop] for hop in hops if hop in names and names[hop] != "lo"]
     return list(dict.fromkeys(found))
-
-
-def _bridge_of(attributes: dict[str, Any]) -> str | None:
-    if attributes.get("Driver") != "bridge":
-        return None
-    given = (attributes.get("Options") or {}).get(_BRIDGE_OPTION)
-    return given or f"br-{str(attributes.get('Id', ''))[:12]}"
 
 
 def _peer_index(process_id: int | None) -> int | None:

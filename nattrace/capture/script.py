@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 def script(
     folder: str,
+    holders: Sequence[Sequence[str]],
     captures: Sequence[tuple[str, Sequence[str]]],
     context: Sequence[tuple[str, Sequence[str]]],
     workload: Sequence[str],
@@ -18,7 +19,8 @@ def script(
 ) -> str:
     """Return the script: every tcpdump, the context before and after, and the bundle of all of it.
 
-    `captures` are file stems and commands, `context` file names and commands. Files land in ``FOLDER.parts``.
+    `holders` run all the while, `captures` are file stems and commands, `context` file names and commands. Files
+    land in ``FOLDER.parts``.
     """
     parts = f"{folder}.parts"
     at = shlex.quote
@@ -26,8 +28,10 @@ def script(
     made = " ".join(at(f"{parts}/{phase}") for phase in phases) or at(parts)
     lines = ["set -u", f"mkdir -p {made}"]
     # A job's number is not known beforehand; tcpdump says on stderr when it listens, and the sleep waits for it.
-    lines += _context_lines(parts, "before", context)
     lines.append("pids=")
+    lines += [f'{shlex.join(command)} 2> /dev/null & pids="$pids $!"' for command in holders]
+    lines += ["sleep 2"] * bool(holders)
+    lines += _context_lines(parts, "before", context)
     for stem, command in captures:
         lines.append(f'{shlex.join(command)} 2> {at(f"{parts}/{stem}.log")} & pids="$pids $!"')
     lines.append("sleep 2")

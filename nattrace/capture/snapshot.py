@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from nattrace.bundle.manifest import CONTEXT_FOLDER, Missing
 from nattrace.capture import kernel_state
-from nattrace.capture.containers import ContainerWatch, networks, running
+from nattrace.capture.containers import ContainerWatch, running
+from nattrace.capture.networks import networks
 from nattrace.capture.recorder import end_with_parent, find_program
 
 if TYPE_CHECKING:

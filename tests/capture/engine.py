@@ -1,4 +1,4 @@
-"""A Docker engine of its own, in a network namespace of its own, with a second namespace as the internet.
+"""An engine of its own, Docker or Podman, in a network namespace of its own, with a second one as the internet.
 
     containers --- docker0 [engine] eth0 --- eth0 [internet]
 
@@ -27,9 +27,9 @@ from lab import topology
 from lab.topology import GATEWAY, GATEWAY_V6, SERVERS, SERVERS_V6, UPLINK, UPLINK_V6, Namespace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-TOOLS = ("dockerd", "docker", "nsenter", "busybox", "conntrack", "tcpdump")
+TOOLS = ("docker", "nsenter", "busybox", "conntrack", "tcpdump")
 
 #: What the containers' image can do.
 APPLETS = ("sh", "ping", "sleep", "httpd", "nc", "wget", "cat", "ls", "ip")
@@ -38,9 +38,9 @@ APPLETS = ("sh", "ping", "sleep", "httpd", "nc", "wget", "cat", "ls", "ip")
 PATIENCE_S = 40.0
 
 
-def missing() -> str | None:
-    """Say what keeps the engine from running here, or None."""
-    for tool in TOOLS:
+def missing(server: str) -> str | None:
+    """Say what keeps the engine, ``dockerd`` or ``podman``, from running here, or None."""
+    for tool in (server, *TOOLS):
         if shutil.which(tool) is None:
             return f"needs {'docker' if tool.startswith('docker') else tool}"
     busybox = Path(str(shutil.which("busybox"))).read_bytes()
@@ -60,6 +60,7 @@ class Engine:
     host: Namespace
     internet: Namespace
     folder: Path
+    server: tuple[str, ...]  #: the command that serves the socket
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -101,18 +102,7 @@ class Engine:
         """Start the engine and wait until it answers."""
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [
-                    *(
-                        "nsenter",
-                        f"--net=/run/netns/{self.host.name}",
-                        "dockerd",
-                        "--data-root",
-                        self.folder / "data",
-                    ),
-                    *("--exec-root", self.folder / "exec", "-p", self.folder / "pid", "-H", self.url),
-                    *("-H", "tcp://127.0.0.1:2375"),  # inside the namespace: as if on another machine
-                    *("--experimental", "--ip6tables"),  # IPv6 is translated as IPv4 is
-                ],
+                ["nsenter", f"--net=/run/netns/{self.host.name}", *self.server],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -136,8 +126,8 @@ class Engine:
                 self.process.kill()
                 self.process.wait()
             self.process = None
-        # It leaves the namespace of --network host mounted.
-        for mount in (self.folder / "exec/netns").glob("*"):
+        # Docker leaves the namespace of --network host mounted, Podman its containers' files.
+        for mount in (*(self.folder / "exec/netns").glob("*"), self.folder / "data/overlay"):
             subprocess.run(["umount", mount], capture_output=True, timeout=30, check=False)
 
     def import_image(self, name: str, files: dict[str, bytes], links: dict[str, str]) -> None:
@@ -166,17 +156,51 @@ class Engine:
         return {"containers": self.docker("ps -aq"), "volumes": self.docker("volume ls -q")}
 
 
+def dockerd(folder: Path) -> tuple[str, ...]:
+    """Return the command that serves Docker from a folder."""
+    return (
+        *("dockerd", "--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec", "-p", f"{folder}/pid"),
+        *("-H", f"unix://{folder}/sock"),
+        *("-H", "tcp://127.0.0.1:2375"),  # inside the namespace: as if on another machine
+        *("--experimental", "--ip6tables"),  # IPv6 is translated as IPv4 is
+    )
+
+
+#: runc, because crun refuses a machine with both kinds of cgroups; limits, because raising them takes a right.
+_CONTAINERS_CONF = """
+[containers]
+default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
+[network]
+network_backend = "netavark"
+network_config_dir = "{folder}/networks"
+[engine]
+runtime = "runc"
+events_logger = "file"
+"""
+
+
+def podman(folder: Path) -> tuple[str, ...]:
+    """Return the command that serves Podman from a folder."""
+    (folder / "networks").mkdir()
+    (folder / "containers.conf").write_text(_CONTAINERS_CONF.format(folder=folder))
+    return (
+        *("env", f"CONTAINERS_CONF={folder}/containers.conf", "podman", "--cgroup-manager=cgroupfs"),
+        *("--root", f"{folder}/data", "--runroot", f"{folder}/run", "--tmpdir", f"{folder}/tmp"),
+        *("system", "service", "--time=0", f"unix://{folder}/sock"),
+    )
+
+
 @contextmanager
-def engine() -> Iterator[Engine]:
+def engine(server: Callable[[Path], tuple[str, ...]]) -> Iterator[Engine]:
     """Start an engine with one image, and take everything down again."""
-    tag = f"nt-{os.getpid()}-engine"
+    tag = f"nt-{os.getpid()}-{server.__name__}"
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="nt-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         for name in (tag, f"{tag}-net"):
             subprocess.run(["ip", "netns", "add", name], check=True, capture_output=True, timeout=30)
             stack.callback(subprocess.run, ["ip", "netns", "del", name], capture_output=True, timeout=30)
-        made = Engine(Namespace(tag), Namespace(f"{tag}-net"), folder)
+        made = Engine(Namespace(tag), Namespace(f"{tag}-net"), folder, server(folder))
         for host in (made.host, made.internet):
             host.up("lo")
         with made.host.netlink() as ip:

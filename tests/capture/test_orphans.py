@@ -24,7 +24,7 @@ HASTY = """
 import sys
 from nattrace.capture import helper_container
 from nattrace.cli import main
-helper_container._SPARE_S = 1
+helper_container.SPARE_S = 1
 sys.exit(main(sys.argv[1:]))
 """
 LABEL = "label=org.nattrace.capture.owner"

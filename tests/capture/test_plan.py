@@ -73,6 +73,7 @@ def test_the_script_is_one_that_a_shell_understands(tmp_path: Path) -> None:
     text = (
         script(
             f"{tmp_path}/it's",
+            [["sleep", "60"]],
             [("a", ["sh", "-c", "echo 'tcpdump: listening on a, link-type X' >&2; exec sleep 60"])],
             [("links.json", ["echo", "[]"])],
             ["echo", "$HOME"],
