@@ -83,6 +83,8 @@ def _start(command: Sequence[str], folder: Path) -> int:
         nothing = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(nothing, stream)
+        # set where containers are built, it has every run compile all modules anew; who installs has them compiled
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.execvp(command[0], list(command))  # noqa: S606 - the benchmark chose the command
     finally:
         os._exit(127)

@@ -155,9 +155,11 @@ def _report(arguments: argparse.Namespace, sources: Sequence[str], *, rows: bool
     """Return the report of `sources`, with a progress bar for whoever waits; packets are kept only for `rows`."""
     import nattrace  # noqa: PLC0415 - numpy is not needed to print a version or a schema
     from nattrace.heap import prepare_heap  # noqa: PLC0415
+    from nattrace.processor import load_numpy  # noqa: PLC0415
     from nattrace.progress import progress_bar  # noqa: PLC0415
 
     prepare_heap()
+    load_numpy()
     if sources.count("-") > 1:
         raise UsageError("stdin can be read only once: give - once, name the other sources")
     with progress_bar(sys.stderr) as progress:
