@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from nattrace.match.outcome import Matches
+    from nattrace.match.rows import Rows
+
 
 @dataclass(slots=True)
 class Edges:
@@ -191,3 +194,16 @@ def _joined(column: Callable[[str], NDArray[Any]]) -> tuple[Edges, NDArray[np.in
             joined[name] = extreme.reduceat(column(name)[order], starts)
     joined["evidence"] = np.bitwise_or.reduceat(column("evidence")[order], starts)
     return Edges(**joined), members(order, starts)
+
+
+def edges_of(
+    rows_a: Rows, rows_b: Rows, found: Matches, flows_a: NDArray[np.int64], flows_b: NDArray[np.int64]
+) -> Edges:
+    """Return the edges, between merged flows, that the given pairs add up to."""
+    a, b = found.a, found.b
+    backward = rows_a.backward[a]
+    time = rows_a.table.time_ns[a]
+    return group_edges(
+        flows_a[rows_a.flow[a]], flows_b[rows_b.flow[b]], backward != rows_b.backward[b], backward, time,
+        rows_a.table.ttl[a].astype(np.int64) - rows_b.table.ttl[b], rows_b.table.time_ns[b] - time, found.flags,
+    )[0]  # fmt: skip

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nattrace.match.bindings import match_by_binding
-from nattrace.match.edges import Edges, group_lanes, merge_edges
+from nattrace.match.edges import Edges, edges_of, group_lanes, merge_edges
 from nattrace.match.lanes import Lanes
 from nattrace.match.outcome import ABSENT, ANSWERED, TIED, Matches, Shifts, Unmatched
 from nattrace.match.renumber.anchors import worth_waiting
@@ -22,7 +22,7 @@ from nattrace.match.renumber.renumbered import Identifications
 from nattrace.match.renumber.shifted import Shifted, match_shifted
 from nattrace.match.renumber.unseen import may_be_rewritten, unseen_ties
 from nattrace.match.resize.datagrams import Firsts
-from nattrace.match.resize.heads import HEAD_BYTES, edges_of, match_heads
+from nattrace.match.resize.heads import HEAD_BYTES, match_heads
 from nattrace.match.resize.pieces import Pieces, Resized
 from nattrace.match.resize.resized import match_pieces
 from nattrace.match.resize.waiting import Trains, may_be_resized

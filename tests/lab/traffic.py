@@ -229,6 +229,16 @@ class TcpConnection:
         self._server.sendall(answer)
         assert _read(self._client, len(returns)) == returns
 
+    def ask(self, data: bytes) -> bytes:
+        """Send a message to the server; return it as it arrives, in one piece."""
+        self._client.sendall(data)
+        return self._server.recv(65535)
+
+    def tell(self, data: bytes) -> bytes:
+        """Send a message to the client; return it as it arrives, in one piece."""
+        self._server.sendall(data)
+        return self._client.recv(65535)
+
     def say(self, data: bytes) -> None:
         """Send data to the server and wait for nothing."""
         self._client.sendall(data)

@@ -61,6 +61,9 @@ class Anchors:
 
     a: NDArray[np.int64]  #: row at the first point
     b: NDArray[np.int64]
+    with_id: NDArray[np.bool_]  #: has an IP identification
+    back: NDArray[np.bool_]  #: goes backward
+    growth: NDArray[np.uint32]  #: how much longer its payload is at the second point, modulo 2**32
     time_ns: NDArray[np.int64]  #: at the first point
     flow_a: NDArray[np.int64]  #: merged flow
     flow_b: NDArray[np.int64]
@@ -69,7 +72,8 @@ class Anchors:
     backward: NDArray[np.uint32]
     number: NDArray[np.uint64]  #: what tells anchors with different numbers apart
     acknowledged: NDArray[np.bool_]  #: the acknowledgement numbers are there to be compared
-    unshifted: NDArray[np.bool_]  #: other packets bind the two flows and show both numbers unshifted
+    bound: NDArray[np.bool_]  #: other packets bind the two flows
+    unshifted: NDArray[np.bool_]  #: and show both numbers unshifted
 
     def __len__(self) -> int:
         """Anchors."""
@@ -84,6 +88,16 @@ class Anchors:
         """Which anchors vouch for a shift at all; the others' options differ."""
         result: NDArray[np.bool_] = (self.forward != 0) | (self.backward != 0)
         return result
+
+    @property
+    def forward_after(self) -> NDArray[np.uint32]:
+        """Shift of the forward direction's numbers behind the anchor, whose payload a helper may have rewritten."""
+        return self.forward + np.where(self.back, np.uint32(0), self.growth)
+
+    @property
+    def backward_after(self) -> NDArray[np.uint32]:
+        """Shift of the backward direction's numbers behind the anchor."""
+        return self.backward + np.where(self.back, self.growth, np.uint32(0))
 
 
 def worth_waiting(
@@ -159,11 +173,17 @@ def _partial_keys(table: PacketTable, rows: NDArray[np.int64]) -> list[NDArray[n
 
 
 def find_anchors(
-    rows_a: Rows, rows_b: Rows, flows_a: NDArray[np.int64], flows_b: NDArray[np.int64], edges: Edges
+    rows_a: Rows,
+    rows_b: Rows,
+    flows_a: NDArray[np.int64],
+    flows_b: NDArray[np.int64],
+    edges: Edges,
+    unshifted_edges: int,
 ) -> tuple[Anchors, Anchors]:
     """Return the anchors between two points' rows that agree on something, and those that do not.
 
-    `flows_a` and `flows_b` map the rows' partial flows to merged ones, of which `edges` says what is bound.
+    `flows_a` and `flows_b` map the rows' partial flows to merged ones, of which `edges` says what is bound; so
+    many of them, the first ones, by packets with unshifted numbers.
     """
     chosen = [np.flatnonzero(legible(r.table, np.arange(len(r)))) for r in (rows_a, rows_b)]
     # what has its equal at the other point was refused for a reason, or waits for its turn
@@ -185,22 +205,24 @@ def find_anchors(
     data = table_a.payload_length[a] > empty_bytes(table_a)[a]
     good = np.where(with_id, apart <= TIE_WINDOW_NS, (apart <= SOON_NS) & data)
     a, b, with_id = a[good], b[good], with_id[good]
+    growth = table_b.payload_length[b] - table_a.payload_length[a]
+    nothing = np.zeros(a.size, np.bool_)
     back_a = rows_a.backward[a]
     seq, ack = table_b.seq[b] - table_a.seq[a], table_b.ack[b] - table_a.ack[a]
     found = Anchors(
-        a, b, table_a.time_ns[a], flows_a[rows_a.flow[a]], flows_b[rows_b.flow[b]], back_a != rows_b.backward[b],
+        a, b, with_id, back_a, growth, table_a.time_ns[a], flows_a[rows_a.flow[a]], flows_b[rows_b.flow[b]], back_a != rows_b.backward[b],
         np.where(back_a, ack, seq), np.where(back_a, seq, ack),
         (table_a.seq[a].astype(np.uint64) << _S32) | table_a.ack[a],
-        np.minimum(table_a.l4_visible[a], table_b.l4_visible[b]) >= ACK_END, np.zeros(a.size, np.bool_),
+        np.minimum(table_a.l4_visible[a], table_b.l4_visible[b]) >= ACK_END, nothing, nothing,
     )  # fmt: skip
-    agreed = _agreeing(found, edges, with_id)
-    return found.take(agreed), found.take(~agreed)
+    agreed, shown = _agreeing(found, edges, unshifted_edges)
+    return found.take(agreed), found.take(~agreed & ~shown)
 
 
 def _bound_keys(
     rows: Rows, which: NDArray[np.int64], flows: NDArray[np.int64], side: int, edges: Edges
 ) -> NDArray[np.uint64]:
-    """Return one more key: binding, direction, IP id, length and flags, where both numbers may be shifted.
+    """Return one more key: binding, direction, IP id and flags, where numbers may be shifted and payloads rewritten.
 
     Packets without binding or IP id get keys that no other packet has.
     """
@@ -210,8 +232,7 @@ def _bound_keys(
     if side:
         bound = edge >= 0
         back[bound] ^= edges.swap[edge[bound]]
-    word = (table.payload_length[which].astype(np.uint64) << _S32) | table.ip_id[which]
-    word ^= (table.tcp_flags[which] & FLAGS).astype(np.uint64) << (_S32 + _S16)
+    word = (table.tcp_flags[which] & FLAGS).astype(np.uint64) << _S32 | table.ip_id[which]
     lane = (edge.astype(np.uint64) << np.uint64(1)) | back
     keys = mix(mix(word * M3) ^ lane * M1)
     nothing = (edge < 0) | (table.ip_id[which] == 0)
@@ -230,44 +251,75 @@ def _anchor_keys(table: PacketTable, rows: NDArray[np.int64]) -> list[NDArray[np
     ]
 
 
-def _agreeing(found: Anchors, edges: Edges, with_id: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return which anchors are of flows that enough of them bind and nearly none contradicts; note what crosses unshifted.
+def _agreeing(
+    found: Anchors, edges: Edges, unshifted_edges: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which anchors others agree with, and of which others only the beginning; note what binds their flows.
 
-    Flows that are bound already must be bound to each other. There a single anchor suffices where all numbers and
-    the IP id are equal: then nothing is shifted, and options or payload were changed. And a shift, once begun,
-    shifts all that follows: what crosses unshifted contradicts it.
+    In flows that are bound, to each other, an anchor needs others that say the same of the numbers it begins with,
+    acknowledges and ends with, or these are unshifted. Flows that nothing binds need enough anchors of one
+    shift. Nearly no anchor of a flow may contradict; and a shift, once begun, shifts all that follows: what crosses
+    unshifted contradicts it.
     """
     if not len(found):
-        return np.zeros(0, np.bool_)
+        return np.zeros(0, np.bool_), np.zeros(0, np.bool_)
     flow_a, flow_b = (
         np.concatenate([found.flow_a, edges.flow_a]),
         np.concatenate([found.flow_b, edges.flow_b]),
     )
     keys = edge_keys(flow_a, flow_b, np.concatenate([found.swap, edges.swap]))
     pair, known = keys[: len(found)], keys[len(found) :]
-    bound = np.zeros(len(found), np.bool_)
     unshifted_ns = np.full(len(found), -(2**62))
     if len(edges):
         order = np.argsort(known)
         place = order[np.minimum(np.searchsorted(known, pair, sorter=order), known.size - 1)]
-        bound = known[place] == pair
+        found.bound = known[place] == pair
         # where acknowledgement numbers are cut off, packets of one direction show the numbers of that one only
         other_way = (found.forward != 0) & (edges.forward[place] == 0)
         other_way |= (found.backward != 0) & (edges.backward[place] == 0)
-        found.unshifted = bound & (found.acknowledged | ~other_way)
+        found.unshifted = found.bound & (place < unshifted_edges) & (found.acknowledged | ~other_way)
         unshifted_ns[found.unshifted] = edges.last_ns[place[found.unshifted]]
     taken = np.isin(found.flow_a, edges.flow_a) | np.isin(found.flow_b, edges.flow_b)
     contradicted = found.moved & (found.time_ns < unshifted_ns - _IN_FLIGHT_NS)
     (relation,) = group_ids(mix(pair ^ mix((found.forward.astype(np.uint64) << _S32) | found.backward)))
-    distinct = np.unique(np.stack([relation, found.number.view(np.int64)]), axis=1)[0]
-    count = np.bincount(distinct, minlength=int(relation.max()) + 1)[relation]
-    alike = bound & with_id & ~found.moved
+    count = _said(relation.astype(np.uint64), found.number)
     refused = np.bincount(relation, contradicted)[relation] > 0
-    good = np.where(bound, (count >= ANCHORS_BOUND) | alike, (count >= ANCHORS) & ~taken) & ~refused
+    begins, ends_ = _supported(found, pair)
+    alike = np.where(found.with_id, begins & ends_, count >= ANCHORS_BOUND)
+    good = np.where(found.bound, alike, (count >= ANCHORS) & ~taken) & ~refused
     (both,) = group_ids(pair)
     votes = np.bincount(both)[both]
     for flow in (found.flow_a, found.flow_b):
         (own,) = group_ids(flow.astype(np.uint64))
         good &= votes >= _SHARE * np.bincount(own)[own]
-    result: NDArray[np.bool_] = good
-    return result
+    agreed: NDArray[np.bool_] = good
+    # the beginning of a packet that was cut as well: it speaks for the shift, and is matched by its bytes
+    shown = found.bound & begins & ~ends_ & ~refused & np.isin(both, both[good])
+    return agreed, shown
+
+
+def _said(what: NDArray[np.uint64], number: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return by how many different numbers each thing is said."""
+    (thing,) = group_ids(what)
+    distinct = np.unique(np.stack([thing, number.view(np.int64)]), axis=1)[0]
+    return np.bincount(distinct, minlength=int(thing.max()) + 1)[thing]
+
+
+def _supported(found: Anchors, pair: NDArray[np.uint64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return for which anchors others support the shifts of their numbers, and the shift behind their payload.
+
+    A shift of one direction's bytes is said by those that begin, end or acknowledge there.
+    """
+    (both,) = group_ids(pair)
+    stream = both.astype(np.uint64) << np.uint64(1)
+    own, other = stream | found.back, stream | ~found.back
+    seq = np.where(found.back, found.backward, found.forward)
+    ack = np.where(found.back, found.forward, found.backward)
+    shifts = [seq, ack, seq + found.growth]
+    said = [way << _S32 | shift for way, shift in zip((own, other, own), shifts, strict=True)]
+    count = np.split(_said(np.concatenate(said), np.tile(found.number, 3)), 3)
+    begins, acknowledges, ends_ = (
+        (times >= ANCHORS_BOUND) | (found.unshifted & (shift == 0))
+        for times, shift in zip(count, shifts, strict=True)
+    )
+    return begins & (acknowledges | ~found.acknowledged), ends_

@@ -1,8 +1,8 @@
 """Shifted: the rest of a TCP flow, matched by the shifts that its anchors taught (see `anchors`).
 
-A packet is its shifted self when its numbers, moved by the shift of the anchors next to it in time, its length,
-flags and IP id are those of exactly one packet of the other flow. A packet whose payload a helper rewrote has
-another length: it must have grown by just as much as all numbers behind it are shifted. What a proxy answers
+Anchors with an IP id are matches. Another packet is its shifted self when its numbers, moved by the shift of the
+anchors next to it in time, its length, flags and IP id are those of exactly one packet of the other flow. A packet
+whose payload a helper rewrote has another length, and all numbers behind it are shifted by as much more. What a proxy answers
 itself (SYNPROXY: the handshake) has no other self, and is said to be so.
 """
 
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from nattrace.match import evidence
-from nattrace.match.keys import M1, M2, M3, mix
+from nattrace.match.edges import Edges, edges_of
+from nattrace.match.keys import M1, M2, mix
 from nattrace.match.outcome import Matches, Shifts
 from nattrace.match.pairing import unique_pairs
 from nattrace.match.renumber.anchors import (
@@ -33,7 +34,6 @@ from nattrace.table import TCP_SYN
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from nattrace.match.edges import Edges
     from nattrace.match.rows import Rows
     from nattrace.table import AddressBook, PacketTable
 
@@ -72,10 +72,18 @@ def match_shifted(
     ones, of which `edges` says what is bound.
     """
     rows_a, rows_b = (replace(rows, table=comparable(rows.table)) for rows in (rows_a, rows_b))
-    anchors, suspects = find_anchors(rows_a, rows_b, flows_a, flows_b, edges)
+    anchors, suspects = find_anchors(rows_a, rows_b, flows_a, flows_b, edges, len(edges))
+    if len(anchors) and not anchors.bound.all():
+        # flows that anchors bind may have further ones, of which both numbers are shifted or payloads rewritten
+        new = anchors.take(~anchors.bound)
+        learned = Matches(new.a, new.b, np.zeros(len(new), np.uint16))
+        found = edges_of(rows_a, rows_b, learned, flows_a, flows_b)
+        anchors, suspects = find_anchors(
+            rows_a, rows_b, flows_a, flows_b, Edges.concatenate([edges, found]), len(edges)
+        )
     nothing = np.empty(0, np.int64)
     # without an IP id, equal lengths and one equal number are too common to bar anything
-    moved = [anchors.moved, suspects.moved & (rows_a.table.ip_id[suspects.a] != 0)]
+    moved = [anchors.moved, suspects.moved & suspects.with_id]
     flows = [np.concatenate([getattr(each, f)[rows] for each, rows in zip((anchors, suspects), moved, strict=True)])
              for f in ("flow_a", "flow_b")]  # fmt: skip
     if not len(anchors):
@@ -85,18 +93,20 @@ def match_shifted(
     here = _Side.of(rows_a, known.lanes(flows_a[rows_a.flow], known.flow_a), known.first_a)
     there = _Side.of(rows_b, known.lanes(flows_b[rows_b.flow], known.flow_b), known.first_b)
     there.backward ^= known.swap[there.lane]
-    a, b, forward, backward = _by_numbers(here, there, known)
-    grown = _by_growth(here, there, known, a, b)
-    every_a = here.rows[np.concatenate([a, grown.a])]
-    every_b = there.rows[np.concatenate([b, grown.b])]
-    shifted = np.concatenate([(forward != 0) | (backward != 0), np.ones(grown.a.size, np.bool_)])
+    agreed = known.one_to_one()
+    here, there = here.without(known.anchors.a[agreed]), there.without(known.anchors.b[agreed])
+    a, b, shifted = _by_numbers(here, there, known)
+    every_a = np.concatenate([known.anchors.a[agreed], here.rows[a]])
+    every_b = np.concatenate([known.anchors.b[agreed], there.rows[b]])
+    grown = known.anchors.growth[agreed] != 0
+    shifted = np.concatenate([known.anchors.moved[agreed], shifted])
     flags = _flags(rows_a.table, every_a, rows_b.table, every_b, shifted, book)
-    flags[a.size :] |= np.uint16(evidence.REWRITTEN)
+    flags[: agreed.size] |= grown * np.uint16(evidence.REWRITTEN)
     return Shifted(
         Matches(every_a, every_b, flags),
-        _told(rows_a, rows_b, here, there, known, grown),
-        here.rows[_answered(here, known, np.concatenate([a, grown.a]))],
-        there.rows[_answered(there, known, np.concatenate([b, grown.b]))],
+        _told(rows_a, rows_b, known, agreed[grown]),
+        here.rows[_answered(here, known, a)],
+        there.rows[_answered(there, known, b)],
         suspects.a,
         suspects.b,
         *flows,
@@ -130,6 +140,14 @@ class _Known:
             anchors.time_ns[start], np.minimum.reduceat(time_b, start),
         )  # fmt: skip
 
+    def one_to_one(self) -> NDArray[np.int64]:
+        """Return the anchors that are matches by themselves: with IP ids, and each packet in one of them only."""
+        chosen = np.flatnonzero(self.anchors.with_id)
+        for side in (self.anchors.a, self.anchors.b):
+            rows = side[chosen]
+            chosen = chosen[np.bincount(rows)[rows] == 1]
+        return chosen
+
     @staticmethod
     def lanes(flow: NDArray[np.int64], flows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the lane of each packet's flow, -1 for none; `flows` are those of the lanes."""
@@ -150,12 +168,17 @@ class _Known:
             code, lane * (instants.size + 1) + np.searchsorted(instants, time_ns, "right")
         )
         found = []
-        for neighbour in (after - 1, after):
+        anchors = self.anchors
+        for neighbour, forwards, backwards in (
+            (after - 1, anchors.forward_after, anchors.backward_after),
+            (after, anchors.forward, anchors.backward),
+        ):
             inside = (neighbour >= 0) & (neighbour < code.size)
             place = np.clip(neighbour, 0, code.size - 1)
             inside &= self.lane[place] == lane
-            forward, backward = self.anchors.forward[place], self.anchors.backward[place]
-            found.append((inside, np.where(inside, forward, 0), np.where(inside, backward, 0)))
+            found.append(
+                (inside, np.where(inside, forwards[place], 0), np.where(inside, backwards[place], 0))
+            )
         before, forward, backward = found[0]
         return [(before | self.unshifted[lane], forward, backward), found[1]]
 
@@ -177,6 +200,11 @@ class _Side:
         early = rows.table.time_ns[chosen] < first_ns[lane[chosen]]
         return cls(rows.table, chosen, lane[chosen], rows.backward[chosen], early)
 
+    def without(self, rows: NDArray[np.int64]) -> _Side:
+        """Return the same less the packets of the given rows."""
+        kept = np.isin(self.rows, rows, invert=True)
+        return _Side(self.table, self.rows[kept], self.lane[kept], self.backward[kept], self.early[kept])
+
     def column(self, name: str) -> NDArray[Any]:
         """Return a column of the packet table for these packets."""
         return cast("NDArray[Any]", getattr(self.table, name)[self.rows])
@@ -186,25 +214,22 @@ class _Side:
         which: NDArray[np.int64],
         forward: NDArray[np.uint32] | int,
         backward: NDArray[np.uint32] | int,
-        *,
-        length: bool,
     ) -> NDArray[np.uint64]:
-        """Return keys of packets with their numbers shifted so much, with or without their length."""
+        """Return keys of packets with their numbers shifted so much."""
         rows, back = self.rows[which], self.backward[which]
         table = self.table
         seq = table.seq[rows] + np.where(back, backward, forward).astype(np.uint32)
         ack = table.ack[rows] + np.where(back, forward, backward).astype(np.uint32)
         word = (table.tcp_flags[rows] & FLAGS).astype(np.uint64) << _S32 | table.ip_id[rows]
-        if length:
-            word ^= table.payload_length[rows].astype(np.uint64) << (_S32 + _S16)
+        word ^= table.payload_length[rows].astype(np.uint64) << (_S32 + _S16)
         lane = self.lane[which].astype(np.uint64) << np.uint64(1) | back
         return mix(mix(seq.astype(np.uint64) << _S32 | ack) ^ mix(word * M2) ^ (lane + np.uint64(1)) * M1)
 
 
 def _by_numbers(
     here: _Side, there: _Side, known: _Known
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint32], NDArray[np.uint32]]:
-    """Return places (a, b) of packets that are each other's shifted selves, and their shifts."""
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Return places (a, b) of packets that are each other's shifted selves, and which are shifted at all."""
     (is_before, forward_0, backward_0), (is_after, forward_1, backward_1) = known.shifts(
         here.lane, here.column("time_ns")
     )
@@ -214,9 +239,7 @@ def _by_numbers(
     forward = np.concatenate([forward_0[before], forward_1[after]])
     backward = np.concatenate([backward_0[before], backward_1[after]])
     everything = np.arange(there.rows.size)
-    chosen, b = unique_pairs(
-        here.keys(place, forward, backward, length=True), there.keys(everything, 0, 0, length=True)
-    )
+    chosen, b = unique_pairs(here.keys(place, forward, backward), there.keys(everything, 0, 0))
     a, forward, backward = place[chosen], forward[chosen], backward[chosen]
     # two shifts that give two different partners decide nothing
     good = (np.bincount(a, minlength=here.rows.size)[a] == 1) & (
@@ -229,50 +252,7 @@ def _by_numbers(
     syn = (here.column("tcp_flags")[a] & np.uint16(TCP_SYN)) != 0
     syn |= no_id & (here.column("l4_visible")[a] < FLAGS_END)
     good &= ~known.whole[here.lane[a]] | (~syn & ~(no_id & (here.early[a] | there.early[b])))
-    return a[good], b[good], forward[good], backward[good]
-
-
-@dataclass(slots=True)
-class _Grown:
-    """Packets whose payload a helper rewrote: places at both sides, and the shifts behind them."""
-
-    a: NDArray[np.int64]
-    b: NDArray[np.int64]
-    forward: NDArray[np.uint32]
-    backward: NDArray[np.uint32]
-
-
-def _by_growth(
-    here: _Side, there: _Side, known: _Known, taken_a: NDArray[np.int64], taken_b: NDArray[np.int64]
-) -> _Grown:
-    """Return packets with equal numbers and IP id that grew by as much as all behind them is shifted further."""
-    free = [
-        np.setdiff1d(np.flatnonzero(side.column("ip_id") != 0), taken)
-        for side, taken in ((here, taken_a), (there, taken_b))
-    ]
-    (is_known, forward, backward), _ = known.shifts(here.lane[free[0]], here.column("time_ns")[free[0]])
-    a, b = unique_pairs(
-        here.keys(free[0], forward, backward, length=False), there.keys(free[1], 0, 0, length=False)
-    )
-    forward, backward, is_known = forward[a], backward[a], is_known[a]
-    a, b = free[0][a], free[1][b]
-    growth = there.column("payload_length")[b] - here.column("payload_length")[a]
-    back = here.backward[a]
-    forward = forward + np.where(back, np.uint32(0), growth)
-    backward = backward + np.where(back, growth, np.uint32(0))
-    anchors = known.anchors
-    own = np.where(back, backward, forward)
-    shifted = [
-        mix((lane.astype(np.uint64) << np.uint64(1) | way) * M3 ^ shift.astype(np.uint64))
-        for lane, way, shift in (
-            (here.lane[a], back, own),
-            (known.lane, np.zeros(known.lane.size, np.bool_), anchors.forward),
-            (known.lane, np.ones(known.lane.size, np.bool_), anchors.backward),
-        )
-    ]
-    good = is_known & (growth != 0) & np.isin(shifted[0], np.concatenate(shifted[1:]))
-    good &= np.abs(there.column("time_ns")[b] - here.column("time_ns")[a]) <= TIE_WINDOW_NS
-    return _Grown(a[good], b[good], forward[good], backward[good])
+    return a[good], b[good], ((forward != 0) | (backward != 0))[good]
 
 
 def _answered(side: _Side, known: _Known, taken: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -304,8 +284,11 @@ def _flags(
     return flags | np.uint16(evidence.BINDING)
 
 
-def _told(rows_a: Rows, rows_b: Rows, here: _Side, there: _Side, known: _Known, grown: _Grown) -> Shifts:
-    """Return each shift of each flow once, with the packet that began it where a helper rewrote one."""
+def _told(rows_a: Rows, rows_b: Rows, known: _Known, grown: NDArray[np.int64]) -> Shifts:
+    """Return each shift of each flow once, with the packet that began it where a helper rewrote one.
+
+    `grown` are the anchors whose payload has another length.
+    """
     anchors = known.anchors
 
     def keys(
@@ -319,12 +302,12 @@ def _told(rows_a: Rows, rows_b: Rows, here: _Side, there: _Side, known: _Known, 
     moved = anchors.moved[first]
     shift, first = shift[moved], first[moved]
     frames = [np.zeros(first.size, np.uint32), np.zeros(first.size, np.uint32)]
-    if first.size and grown.a.size:
-        behind = keys(here.lane[grown.a], grown.forward, grown.backward)
+    if first.size and grown.size:
+        behind = keys(known.lane[grown], anchors.forward_after[grown], anchors.backward_after[grown])
         place = np.minimum(np.searchsorted(shift, behind), shift.size - 1)
         same = shift[place] == behind
-        for column, side, at in ((frames[0], here, grown.a), (frames[1], there, grown.b)):
-            column[place[same]] = side.column("frame")[at[same]]
+        for column, rows, of in ((frames[0], rows_a, anchors.a), (frames[1], rows_b, anchors.b)):
+            column[place[same]] = rows.table.frame[of[grown[same]]]
     lane = known.lane[first]
     order = np.lexsort((anchors.time_ns[first], lane))
     first, lane = first[order], lane[order]

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nattrace.match import evidence
-from nattrace.match.edges import Edges, group_edges
 from nattrace.match.keys import M1, M2, mix
 from nattrace.match.outcome import Matches
 from nattrace.match.resize.streams import same_transmission_word, stream_rows
@@ -100,16 +99,3 @@ def _as_heads(rows: Rows, chosen: NDArray[np.int64]) -> Rows:
     content = head_keys(table)
     exact = mix(content ^ (table.ip_id.astype(np.uint64) + np.uint64(1)) * M1)
     return replace(heads, table=replace(table, residual_known=known), content=content, exact=exact)
-
-
-def edges_of(
-    rows_a: Rows, rows_b: Rows, found: Matches, flows_a: NDArray[np.int64], flows_b: NDArray[np.int64]
-) -> Edges:
-    """Return the edges, between merged flows, that the given pairs add up to."""
-    a, b = found.a, found.b
-    backward = rows_a.backward[a]
-    time = rows_a.table.time_ns[a]
-    return group_edges(
-        flows_a[rows_a.flow[a]], flows_b[rows_b.flow[b]], backward != rows_b.backward[b], backward, time,
-        rows_a.table.ttl[a].astype(np.int64) - rows_b.table.ttl[b], rows_b.table.time_ns[b] - time, found.flags,
-    )[0]  # fmt: skip

@@ -225,9 +225,37 @@ class _Phone:
         return asked
 
 
+def sip_tcp(folder: Path) -> Truth:
+    """SIP helper over TCP: every message grows or shrinks, so each shifts its stream a little further."""
+    with lab(clients=2) as net:
+        rules.docker_nat(net.router)
+        _help(net.router, "tcp", 5060, "sip")
+        desk = f"sip:desk@{SERVERS[0]}"
+        server = TcpServer(net.internet, SERVERS[0], 5060)
+        with closing_all(server), recorded(net, folder):
+            connections = [TcpConnection(client, 5060, server, (SERVERS[0], 5060)) for client in net.clients]
+            for n, connection in enumerate(connections, 1):
+                near, far = f"{client_address(n)}:5060", f"{SERVERS[0]}:5060"
+                out = sip.Dialog(f"out-{n}", near, f"sip:phone{n}@{SERVERS[0]}", desk, "TCP")
+                back = sip.Dialog(f"in-{n}", far, desk, f"sip:phone{n}@{SERVERS[0]}", "TCP")
+                for method in ("REGISTER", "OPTIONS", "INVITE", "OPTIONS", "REGISTER"):
+                    offer = sip.offer(client_address(n), 40_000 + 100 * n) if method == "INVITE" else ""
+                    asked = connection.ask(out.request(method, desk, offer))
+                    connection.tell(sip.response(asked, "200 OK", far))
+                    if method == "INVITE":
+                        connection.ask(out.request("ACK", desk))
+                    else:
+                        asked = connection.tell(back.request("OPTIONS", f"sip:user@{UPLINK}:5060"))
+                        connection.ask(sip.response(asked, "200 OK", near))
+            for connection in connections:
+                connection.close()
+        return kernel_truth(net, folder, keeps="stream", unique_payloads=False)
+
+
 SCENARIOS = (
     ftp_active,
     ftp_passive,
     sip_udp,
     sip_udp_ipv6,
+    sip_tcp,
 )
