@@ -6,6 +6,7 @@ any other SOURCE. `run` is ``nattrace capture``, `install_tcpdump` is ``nattrace
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nattrace.bundle.writing import new_folder, write_manifest
 from nattrace.capture.errors import CaptureError
 from nattrace.capture.image import DEFAULT_BASE, DEFAULT_TAG, Recipe, helper_image, install
-from nattrace.capture.plan import Options, PointPlan
+from nattrace.capture.plan import Options, PointPlan, with_buffers
 from nattrace.capture.points import Selection, resolve
 from nattrace.capture.recorder import HostRecorder, find_tcpdump, host_command
 from nattrace.capture.script import script
@@ -96,20 +97,21 @@ def dry_run(request: Request, path: str) -> str:
         points = resolve(
             request.selection, client, local=client is None or _local(client), holds=request.via != "host"
         )
+        options = with_buffers(request.options, len(points), _memory_bytes(request.via, client))
         commands, holders = [], []
         for point in points:
             target = f"{path}.parts"
             if request.via == "host":
                 words = host_command(
-                    point, request.options, request.tcpdump or "tcpdump", f"{target}/{point.file_name}"
+                    point, options, request.tcpdump or "tcpdump", f"{target}/{point.file_name}"
                 )
             else:
                 from nattrace.capture.helper_container import docker_command  # noqa: PLC0415
                 from nattrace.capture.holder import holder_command  # noqa: PLC0415
 
-                words = docker_command(point, request.options, request.image, str(Path(target).absolute()))
+                words = docker_command(point, options, request.image, str(Path(target).absolute()))
                 if point.held_by is not None:
-                    holders.append(holder_command(point, request.image, request.options.duration_s))
+                    holders.append(holder_command(point, request.image, options.duration_s))
             commands.append((point.file_name.removesuffix(".pcap"), words))
         context = context_commands() if request.context else ()
         return script(path, holders, commands, context, request.workload, request.options.duration_s)
@@ -146,7 +148,8 @@ def _prepare(
                 "the engine is on another machine: its containers cannot be captured from here"
             )
         points = resolve(request.selection, client, local=True, holds=False, on_message=on_message)
-        return points, lambda point, folder: HostRecorder(point, request.options, program, folder)
+        options = with_buffers(request.options, len(points), _memory_bytes(request.via, client))
+        return points, lambda point, folder: HostRecorder(point, options, program, folder)
 
     from nattrace.capture.helper_container import Helpers, remove_leftovers  # noqa: PLC0415
     from nattrace.capture.holder import held  # noqa: PLC0415
@@ -159,7 +162,8 @@ def _prepare(
         client, request.image, recipe=request.recipe, base=request.base, on_message=on_message
     )
     points = stack.enter_context(held(client, identity, points, request.options.duration_s, local=local))
-    helpers = Helpers(client, identity, request.options)
+    options = with_buffers(request.options, len(points), _memory_bytes(request.via, client))
+    helpers = Helpers(client, identity, options)
     stack.callback(helpers.close)
     return points, helpers.start
 
@@ -183,3 +187,13 @@ def _local(client: Any) -> bool:
     from nattrace.capture.engine import is_local  # noqa: PLC0415
 
     return is_local(client)
+
+
+def _memory_bytes(via: Via, client: Any | None) -> int | None:
+    """Return the memory of the machine that captures, None when the engine does not say."""
+    if via == "host":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    from nattrace.capture.engine import engine_errors  # noqa: PLC0415
+
+    with engine_errors("docker info"):
+        return (client.info().get("MemTotal") if client is not None else None) or None

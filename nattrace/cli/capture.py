@@ -63,7 +63,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_image_arguments(parser)
     parser.add_argument("--filter", default="", metavar="EXPR", help="capture filter, as in pcap-filter(7)")
     parser.add_argument(
-        "--snaplen", type=_number(42, 262_144), metavar="BYTES", help="bytes kept of each packet (65535)"
+        "--snaplen", type=_number(42, 262_144), metavar="BYTES", help="bytes kept of each packet (65400)"
+    )
+    parser.add_argument(
+        "-B",
+        "--buffer-size",
+        type=_number(1, 1 << 21),
+        metavar="KIB",
+        help="each tcpdump's buffer (512 MiB for all points, 256 MiB for one, or less where memory is scarce)",
     )
     parser.add_argument("--duration", type=_seconds, metavar="S", help="end after so many seconds (3600)")
     parser.add_argument(
@@ -191,6 +198,7 @@ def _options(arguments: argparse.Namespace) -> Options:
     return Options(
         filter=arguments.filter,
         snaplen=arguments.snaplen or WHOLE_SNAPLEN,
+        buffer_kib=arguments.buffer_size,
         duration_s=arguments.duration or DEFAULT_DURATION_S,
         count=arguments.count,
         max_bytes=DEFAULT_SIZE_BYTES if arguments.max_size is None else arguments.max_size * 10**6,

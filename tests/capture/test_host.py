@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -121,6 +122,17 @@ def test_a_burst_is_captured_whole_and_the_report_agrees_with_conntrack(lab: Lab
         (o["src"], int(o["id"]), r["dst"], int(r["id"])) for o, r in zip(words, replies, strict=True)
     }
     assert report["accounting"]["matched"] == 400
+
+
+def test_a_point_whose_interface_offloads_has_a_slot_for_each_64_kib_of_its_buffer(
+    lab: Lab, tmp_path: Path
+) -> None:
+    sockets = ["-B", "32768", "--no-context", "--", "ss", "-0", "-a", "-e"]
+    done = capture(lab, "-i", "docker0", "-w", f"{tmp_path}/b", *sockets)
+    assert done.returncode == 0, done.stderr
+    ((size, number),) = re.findall(r"ring_rx\(blk_size:(\d+),blk_nr:(\d+)", done.stderr)
+    assert int(size) == 65_536  # the next larger one would hold no more
+    assert int(number) * 64 >= 32_768
 
 
 def test_ctrl_c_ends_it_and_the_bundle_is_whole(lab: Lab, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nattrace.capture.plan import Options, PointPlan, distinct, tcpdump_arguments
+from nattrace.capture.plan import Options, PointPlan, distinct, tcpdump_arguments, with_buffers
 from nattrace.capture.script import script
 from nattrace.cli import main
 
@@ -18,13 +18,35 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 POINT = PointPlan("docker0", "docker0")
+GIB = 1 << 30
 
 
 def test_packets_are_written_at_once_into_a_buffer_that_holds_bursts() -> None:
-    assert tcpdump_arguments(POINT, Options(filter="icmp or -w"), "d/docker0.pcap") == [
-        *("--immediate-mode", "-U", "-s", "65535", "-B", "32768", "--time-stamp-precision=nano", "-n"),
+    options = with_buffers(Options(filter="icmp or -w"), points=2, memory_bytes=8 * GIB)
+    assert tcpdump_arguments(POINT, options, "d/docker0.pcap") == [
+        *("--immediate-mode", "-U", "-s", "65400", "-B", "262144", "--time-stamp-precision=nano", "-n"),
         *("-i", "docker0", "-w", "d/docker0.pcap", "--", "icmp or -w"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("points", "memory_bytes", "buffer_kib"),
+    [
+        (1, None, 262_144),
+        (8, None, 65_536),
+        (2, GIB, 32_768),  # a sixteenth of the memory, for both
+        (64, GIB // 2, 4_096),
+        (0, 0, 4_096),
+    ],
+)
+def test_points_share_what_memory_buffers_may_take(
+    points: int, memory_bytes: int | None, buffer_kib: int
+) -> None:
+    assert with_buffers(Options(), points, memory_bytes).buffer_kib == buffer_kib
+
+
+def test_a_buffer_that_was_asked_for_is_taken() -> None:
+    assert with_buffers(Options(buffer_kib=7), 100, 1).buffer_kib == 7
 
 
 def test_rotation_by_size_keeps_a_ring_and_by_time_gives_names_of_their_own() -> None:
