@@ -48,7 +48,7 @@ _CAPABILITIES: Final = ("NET_RAW",)
 _CAPABILITIES_TO_STAY: Final = ("NET_RAW", "SETGID")
 
 #: What such a tcpdump says without that right.
-_WANTS_TO_CHANGE: Final = ("Couldn't change to", "Couldn't find user")
+_WANTS_TO_CHANGE: Final = ("Couldn't change to", "Couldn't find user", "Couldn't change ownership")
 
 #: How often the engine is asked whether a helper still runs.
 _ASK_S: Final = 0.25

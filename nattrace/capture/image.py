@@ -7,6 +7,7 @@ from a distribution's image. What goes into them is `nattrace.capture.packing`'s
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import tarfile
 import tempfile
@@ -102,9 +103,17 @@ def build(
             dockerfile="Dockerfile.scratch" if scratch else "Dockerfile",
             tag=tag,
             buildargs={} if scratch else {"BASE": base},
+            # Packages come by the host's own way out: an engine need not have a bridge, or a way from it.
+            network_mode="none" if scratch else "host",
             rm=True,
             forcerm=True,
         )
+
+
+#: How lines begin that the builder prints between those of the commands.
+_BUILDERS_OWN: Final = ("Step ", "--->", "Removing intermediate container")
+#: It prints in red what the commands say on stderr.
+_COLOURS: Final = re.compile(r"\x1b\[[\d;]*m")
 
 
 def _built(client: Any, **options: Any) -> Any:
@@ -114,8 +123,9 @@ def _built(client: Any, **options: Any) -> Any:
     try:
         return client.images.build(**options)[0]
     except docker.errors.BuildError as error:
-        said = [str(step.get("stream", "")).strip() for step in error.build_log]
-        last = ([line for line in said if line] or [""])[-1]
+        printed = _COLOURS.sub("", "".join(str(step.get("stream", "")) for step in error.build_log))
+        said = [line.strip() for line in printed.splitlines()]
+        last = ([line for line in said if line and not line.startswith(_BUILDERS_OWN)] or [""])[-1]
         raise CaptureError(f"image {options['tag']}: cannot be built: {last[-300:] or error.msg}") from error
 
 

@@ -111,8 +111,10 @@ def test_an_image_from_a_distribution(engine: Engine, tmp_path: Path) -> None:
     files[loader.lstrip("/")] = (library / "ld.so").read_bytes()
     files["bin/ldd"] = f'#!/bin/sh\nexec {loader} --list "$1"\n'.encode()
     files["bin/busybox"] = Path(str(shutil.which("busybox"))).read_bytes()
-    files["etc/passwd"] = b"root:x:0:0:root:/:\n"
-    applets = ("sh", "cp", "sed", "mkdir", "chmod")
+    # whom Debian's tcpdump gives its file to, and becomes, unless told otherwise
+    files["etc/passwd"] = b"root:x:0:0:root:/:\ntcpdump:x:100:101::/:\n"
+    files["etc/group"] = b"root:x:0:\ntcpdump:x:101:\n"
+    applets = ("sh", "cp", "sed", "mkdir", "chmod", "sleep", "stat")
     engine.import_image("distribution", files, {f"bin/{name}": "busybox" for name in applets})
     engine.docker("rmi localtcpdump")
     words = ["--build", "base", "--base", "distribution"]
@@ -122,6 +124,26 @@ def test_an_image_from_a_distribution(engine: Engine, tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "bin/tcpdump.lib").iterdir()} >= {"tcpdump", "libc.so.6"}
     shown = engine.docker("inspect -f {{.Config.Labels}} localtcpdump")
     assert "org.nattrace.helper:2" in shown
+    ping = ["ping", "-q", "-c", "2", "-i", "0.1", GATEWAY]
+    done = engine.nattrace("capture", "-i", "eth0", "--filter", "icmp", "-w", f"{tmp_path}/b", "--", *ping)
+    assert done.returncode == 0, done.stderr
+    assert captured(tmp_path / "b") == {"eth0": 4}
+
+
+def test_a_base_that_nothing_can_be_installed_in_is_one_line(engine: Engine, tmp_path: Path) -> None:
+    engine.docker("tag localtcpdump kept")
+    engine.docker("rmi localtcpdump")
+    try:
+        words = ["--build", "base", "--base", "busybox", "--target", str(tmp_path / "bin")]
+        done = engine.nattrace("install-tcpdump", *words)
+        assert done.returncode == 2
+        said = done.stderr.splitlines()[-1]
+        assert said.endswith(
+            "cannot be built: no tcpdump in this image, and no apk, apt-get or dnf to install it with"
+        )
+    finally:
+        engine.docker("tag kept localtcpdump")
+        engine.docker("rmi kept")
 
 
 def test_a_dry_run_can_be_run_by_hand(engine: Engine, tmp_path: Path) -> None:
