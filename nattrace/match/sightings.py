@@ -95,11 +95,12 @@ class Sightings:
         apart = np.abs(table.time_ns[second] - table.time_ns[first])
         tcp = (flags & (evidence.TCP_SEQ | evidence.TCP_ACK)) == (evidence.TCP_SEQ | evidence.TCP_ACK)
         vouched = (flags & evidence.IP_ID) != 0
-        passed = table.ttl[first] != table.ttl[second]
+        # on its way a packet loses hops; a traceroute's probes gain them
+        passed = table.ttl[second] < table.ttl[first]
         changed = (hashes[first] != hashes[second]) & ~conflict & (apart <= _AGAIN_NS)
         known = has_ports(table.protocol[first]) | (flags & evidence.ICMP_SEQ != 0)
         changed &= (bits >= evidence.STRONG) & (vouched | tcp | (passed & known & (apart <= UNCHANGED_NS)))
-        # where a payload must carry the match, no packet but these may say the same
+        # where a payload must carry the match, no packet but these may say the same, and no more than one packet is seen
         others = np.flatnonzero(changed & (table.protocol[first] != TCP))
         common = np.zeros(first.size, np.bool_)
         if others.size:
@@ -107,7 +108,7 @@ class Sightings:
             said = np.sort(np.concatenate(keys))
             own = commonplace_keys(table, first[others])
             count = np.searchsorted(said, own, "right") - np.searchsorted(said, own, "left")
-            common[others] = count > extent[others]
+            common[others] = (count > extent[others]) | (count > TURNS)
         changed &= ~common | (passed & vouched)
         # a router takes one from the TTL; where none did (bridges), or where all say the same, several packets
         # must agree, each numbered otherwise: senders that write one IP id into all they send are not rare
