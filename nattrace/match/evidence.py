@@ -45,18 +45,18 @@ _NAMES = (
 #: identification with a TCP sequence number or a payload, also where NAT changed both endpoints at once.
 STRONG = 38
 
-_BITS_TCP_SEQ = 24  # 32 random bits, less what windows of nearby connections share
+BITS_TCP_SEQ = 24  # 32 random bits, less what windows of nearby connections share
 _BITS_TCP_ACK = 16
 _BITS_ICMP_SEQ = 4  # every ping counts from 0 or 1
-_BITS_IP_ID = 14  # 16 bits; small counters repeat
+BITS_IP_ID = 14  # 16 bits; small counters repeat
 #: TCP repeats a segment after 200 ms at the earliest (Linux TCP_RTO_MIN); closer twins are one packet.
 TCP_REPEAT_NS = 100_000_000
 #: By content length: 1 to 3 bytes say little, 8 and more say much unless they repeat. So does a message's name.
-_CONTENT_BITS = np.array([0, *[4] * 3, *[12] * 4, *[24] * (NAMED - 7)], np.int16)
-_CONTENT_BITS = np.append(_CONTENT_BITS, np.int16(4))  # KIND
+CONTENT_BITS = np.array([0, *[4] * 3, *[12] * 4, *[24] * (NAMED - 7)], np.int16)
+CONTENT_BITS = np.append(CONTENT_BITS, np.int16(4))  # KIND
 _BITS_RESIDUAL = 12  # 16 bits over the whole payload; constant payloads share it
-_BITS_ADDRESS = 16
-_BITS_PORT = 8
+BITS_ADDRESS = 16
+BITS_PORT = 8
 #: TCP options at most (RFC 9293 section 3.1): where the data offset was cut off, so much of what looks like
 #: payload may be options.
 _TCP_OPTION_BYTES = 40
@@ -142,12 +142,12 @@ def weigh(
     same_dport = same_dst & (a("dport") == b("dport"))
     ported = has_ports(protocol)
 
-    bits = _CONTENT_BITS[content_length]
+    bits = CONTENT_BITS[content_length]
     bits = np.maximum(bits, (both_residuals & same_residual) * np.int16(_BITS_RESIDUAL))
     for rows, amount in (
-        (tcp_seq, _BITS_TCP_SEQ), (tcp_ack, _BITS_TCP_ACK), (query, _BITS_ICMP_SEQ), (vouched, _BITS_IP_ID),
-        (same_src, _BITS_ADDRESS), (same_dst, _BITS_ADDRESS),
-        (same_sport & ported, _BITS_PORT), (same_dport & ported, _BITS_PORT),
+        (tcp_seq, BITS_TCP_SEQ), (tcp_ack, _BITS_TCP_ACK), (query, _BITS_ICMP_SEQ), (vouched, BITS_IP_ID),
+        (same_src, BITS_ADDRESS), (same_dst, BITS_ADDRESS),
+        (same_sport & ported, BITS_PORT), (same_dport & ported, BITS_PORT),
     ):  # fmt: skip
         bits += rows * np.int16(amount)
     # acknowledgements of one receiver all have one sequence number: without what they acknowledge,
@@ -225,7 +225,7 @@ def _clamped(
 
 def said_bits(table: PacketTable, rows: NDArray[np.int64]) -> NDArray[np.int16]:
     """Return how many of a pair's bits are for what the packets say: payload or, at least, its checksum."""
-    result: NDArray[np.int16] = _CONTENT_BITS[table.content_length[rows]]
+    result: NDArray[np.int16] = CONTENT_BITS[table.content_length[rows]]
     return result
 
 

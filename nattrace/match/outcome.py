@@ -41,7 +41,7 @@ class Unmatched:
     backward: NDArray[np.bool_]
     number: NDArray[np.int64]
     reason: NDArray[np.uint8]
-    seq: NDArray[np.uint32]  #: TCP sequence number
+    seq: NDArray[np.uint32]  #: see `PacketTable`
     data: NDArray[np.uint32]  #: TCP payload bytes; 0 for other protocols
     ip_id: NDArray[np.uint32]
     fragment: NDArray[np.bool_]  #: one of several fragments

@@ -15,6 +15,7 @@ import numpy as np
 
 from nattrace.match.bindings import match_by_binding
 from nattrace.match.edges import Edges, edges_of, group_lanes, merge_edges
+from nattrace.match.errors.binding import bind_by_errors, match_quoted
 from nattrace.match.lanes import Lanes
 from nattrace.match.outcome import ABSENT, ANSWERED, TIED, Matches, Shifts, Unmatched
 from nattrace.match.renumber.anchors import worth_waiting
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from nattrace.match.errors.icmp_errors import Errors
+    from nattrace.match.flows import Flows
     from nattrace.table import AddressBook
 
 #: Rows a side that may wait for the end; more are decided with the bindings known so far. It bounds memory
@@ -69,6 +72,7 @@ class PairState:
     waiting_b: list[Rows] = field(default_factory=list)
     unmatched_a: list[Unmatched] = field(default_factory=list)
     unmatched_b: list[Unmatched] = field(default_factory=list)
+    given_up: int = 0  #: packets in these
     usual: Usual = field(default_factory=Usual)
     shifts: list[Shifts] = field(default_factory=list)
     identifications: Identifications = field(default_factory=Identifications)
@@ -209,9 +213,10 @@ class PairState:
             return
         if self.on_unmatched is not None:
             self.on_unmatched(side, rows, near)
-        if not self.edge_count:
+        if not self.edge_count and self.given_up > WAITING_LIMIT:
             # between points that share nothing, as tunnels and what they carry, absence says nothing
             rows, reason = rows.take(reason != ABSENT), reason[reason != ABSENT]
+        self.given_up += len(rows)
         table = rows.table
         tcp = table.protocol == TCP
         record = Unmatched(
@@ -228,12 +233,17 @@ class PairState:
         (self.unmatched_a if side == 0 else self.unmatched_b).append(record)
 
     def resolve(
-        self, flows_a: NDArray[np.int64], flows_b: NDArray[np.int64]
+        self,
+        flows_a: NDArray[np.int64],
+        flows_b: NDArray[np.int64],
+        errors: tuple[Errors, Errors],
+        merged: tuple[Flows, Flows],
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Decide all waiting packets with the bindings known by now; return the numbers of matched packets.
 
-        `flows_a` and `flows_b` map partial to merged flows. Bindings come from packets matched by
-        evidence; where a flow has none, weak evidence of several packets may add up to one.
+        `flows_a` and `flows_b` map partial flows to the `merged` ones. Bindings come from packets matched by
+        evidence; where a flow has none, the ICMP `errors` about it may tell, or weak evidence of several packets add
+        up to one.
         """
         rows_a, rows_b = Rows.concatenate(self.waiting_a), Rows.concatenate(self.waiting_b)
         self.waiting_a, self.waiting_b = [], []
@@ -260,6 +270,12 @@ class PairState:
                 begun = edges_of(rows_a, rows_b, heads, flows_a, flows_b)
                 same = (np.arange(1 + int(flows.max(initial=0))) for flows in (flows_a, flows_b))
                 edges, _ = merge_edges([edges, begun], *same)
+            if len(errors[0]) and len(errors[1]):
+                told = bind_by_errors(errors, merged, edges, self.usual, renumbered=renumbered != 0)
+                edges = Edges.concatenate([edges, told])
+                found = match_quoted(rows_a, rows_b, merged, (flows_a, flows_b), told, self.book)
+                self.commit(rows_a, rows_b, found)
+                note_matched(found.a, found.b)
             votes = elect(rows_a, rows_b, flows_a, flows_b, edges, self.usual, self.book, renumbered)
             if len(votes):
                 edges = Edges.concatenate([edges, votes])

@@ -146,7 +146,7 @@ def _believe(
             unsure = unsure[~worn]
             good[unsure[_outvoted(rows_a, a, rows_b, b, good, unsure)]] = False
     if careful:
-        numbered_by_hand = np.flatnonzero(good & tcp & _made_up(rows_a.table.seq[a]))
+        numbered_by_hand = np.flatnonzero(good & tcp & made_up(rows_a.table.seq[a]))
         if numbered_by_hand.size:
             x, y = a[numbered_by_hand], b[numbered_by_hand]
             good[numbered_by_hand[_blank_segments(rows_a, x) | _blank_segments(rows_b, y)]] = False
@@ -169,13 +169,13 @@ def _believe(
 def _worn_ids(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return for which chosen rows the IP identification does not tell packets apart that say the same.
 
-    So it is for small ones, for those of two equal bytes (filled like the packet), and where several packets
+    So it is for young ones (two equal bytes are filled like the packet), and where several packets
     that say the same have the same identification much more often than chance would have it: their senders
     count in step.
     """
     table = rows.table
     own_id = table.ip_id[chosen]
-    worn: NDArray[np.bool_] = (own_id < _YOUNG_ID) | (own_id % 0x0101 == 0)
+    worn = young_ids(own_id)
     alike = np.flatnonzero((table.protocol != TCP) & (table.ip_id != 0))
     said, place = np.unique(commonplace_keys(table, alike), return_inverse=True)
     place = place.reshape(-1)
@@ -190,7 +190,13 @@ def _worn_ids(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
     return worn
 
 
-def _made_up(seq: NDArray[np.uint32]) -> NDArray[np.bool_]:
+def young_ids(ip_id: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Return which IP identifications many devices send: those of a young counter, and two equal bytes."""
+    young: NDArray[np.bool_] = (ip_id < _YOUNG_ID) | (ip_id % 0x0101 == 0)
+    return young
+
+
+def made_up(seq: NDArray[np.uint32]) -> NDArray[np.bool_]:
     """Return which TCP sequence numbers are no random ones (RFC 6528): below 2**16, or four equal bytes.
 
     Packets that were made by hand begin with 0, 1 or 1000, and fuzzed ones are filled with one byte.
@@ -206,7 +212,7 @@ def _blank_segments(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
     hashes = table.content_hash[chosen]
     blank = filled[np.minimum(np.searchsorted(filled, hashes), filled.size - 1)] == hashes
     blank |= table.payload_length[chosen] == 0
-    others = np.flatnonzero((table.protocol == TCP) & _made_up(table.seq))
+    others = np.flatnonzero((table.protocol == TCP) & made_up(table.seq))
     ids, count = np.unique(table.ip_id[others], return_counts=True)
     own = table.ip_id[chosen]
     shared = (count[np.searchsorted(ids, own)] > 1) | (own % 0x0101 == 0)

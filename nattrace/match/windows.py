@@ -233,6 +233,8 @@ class Matcher:
 
     def _resolve(self, i: int, j: int) -> None:
         a, b = self.points[i], self.points[j]
-        numbers_a, numbers_b = self.pairs[i, j].resolve(a.merged_flows()[1], b.merged_flows()[1])
+        (merged_a, flows_a), (merged_b, flows_b) = a.merged_flows(), b.merged_flows()
+        errors = a.errors, b.errors
+        numbers_a, numbers_b = self.pairs[i, j].resolve(flows_a, flows_b, errors, (merged_a, merged_b))
         a.found_at(j)[numbers_a] = True
         b.found_at(i)[numbers_b] = True

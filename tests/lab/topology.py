@@ -261,6 +261,42 @@ def beyond(net: Lab) -> Iterator[Namespace]:
         subprocess.run(["ip", "netns", "del", far.name], check=False, capture_output=True, timeout=30)
 
 
+@contextmanager
+def far_behind(net: Lab, routers: int) -> Iterator[list[Namespace]]:
+    """Put `routers` routers in a row behind the internet's host, and the FARS servers behind the last of them.
+
+    Gives the routers and then the servers' host.
+    """
+    role = net.internet.name.removesuffix("internet")
+    made = [Namespace(f"{role}r{number}") for number in range(1, routers + 1)] + [Namespace(f"{role}far")]
+    ipv6 = bool(net.internet.run("ip -6 addr show dev eth0").strip())
+    before = [net.internet, *made[:-1]]
+    try:
+        for host in made:
+            subprocess.run(["ip", "netns", "add", host.name], check=True, capture_output=True, timeout=30)
+            host.up("lo")
+            for group in ("all", "default"):
+                host.sysctl(f"ipv6.conf.{group}.accept_dad", 0)
+        for number, (near, host) in enumerate(zip(before, made, strict=True), 1):
+            _cable(near, "far0", host, "eth0", offload=False)
+            near.sysctl("ipv4.ip_forward", 1)
+            ways = [("10.77.{}.{}", 24, "192.0.2.0/24")]
+            if ipv6:
+                near.sysctl("ipv6.conf.all.forwarding", 1)
+                ways.append(("2001:db8:77:{}::{}", 64, "2001:db8:3::/64"))
+            for address, prefix, servers in ways:
+                near.address("far0", address.format(number, 1), prefix)
+                host.address("eth0", address.format(number, 2), prefix)
+                host.route("default", address.format(number, 1))
+                near.route(servers, address.format(number, 2))
+        for server in (*FARS, *(FARS_V6 if ipv6 else ())):
+            made[-1].address("lo", server, 128 if ":" in server else 32)
+        yield made
+    finally:
+        for host in made:
+            subprocess.run(["ip", "netns", "del", host.name], check=False, capture_output=True, timeout=30)
+
+
 def _bridge(router: Namespace, containers: list[Namespace], *, ipv6: bool, offload: bool) -> None:
     """Make docker0 and plug every container into it."""
     with router.netlink() as ip:

@@ -26,7 +26,15 @@ FOLDERS = [
 ]
 #: Nothing numbers these packets: no IP id, a new one at every point, or equal payloads everywhere. Alone they
 #: stay unmatched. And where all numbers are shifted, no packet is seen again as itself.
-HARDLY_TOLD = {"identical_ipv6_pings", "identical_keepalives", "fragments_ipv6", "synproxy"}
+HARDLY_TOLD = {
+    "identical_ipv6_pings",
+    "identical_keepalives",
+    "fragments_ipv6",
+    "synproxy",
+    "trace_udp",
+    "trace_udp_fixed_ids",
+    "trace_v6",
+}
 
 Record = tuple[int, bytes, bytes]  #: time, header, packet
 

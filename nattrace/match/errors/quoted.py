@@ -200,13 +200,13 @@ def _judged(a: Located, b: Located, first: NDArray[np.int64], second: NDArray[np
     own_a, own_b = one.src[row_a] == quote_a.dst[row_a], two.src[row_b] == quote_b.dst[row_b]
     same_router = one.src[row_a] == two.src[row_b]
     one_router = same_router | own_a | own_b
-    outer = _outer_fits(a.errors, row_a) != _outer_fits(b.errors, row_b)
+    outer = outer_fits(a.errors, row_a) != outer_fits(b.errors, row_b)
     fault[outer | (same_router & (own_a != own_b))] = OUTER_UNTRANSLATED
     alike = (quote_a.ttl[row_a] == quote_b.ttl[row_b]) & (
         quote_a.ip_length[row_a] == quote_b.ip_length[row_b]
     )
     refused |= ~one_router | ~(alike | vouched)
-    refused |= ~_outer_fits(a.errors, row_a) & ~_outer_fits(b.errors, row_b)
+    refused |= ~outer_fits(a.errors, row_a) & ~outer_fits(b.errors, row_b)
     return ErrorPairs(row_a, row_b, a.edge[first], a.backward[first], flags, fault).take(~refused)
 
 
@@ -216,7 +216,7 @@ def _numbered(errors: Errors, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
     return numbered
 
 
-def _outer_fits(errors: Errors, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+def outer_fits(errors: Errors, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Say which errors are addressed to the host whose packet they quote."""
     fits: NDArray[np.bool_] = errors.packets.dst[rows] == errors.quoted.src[rows]
     return fits

@@ -18,6 +18,7 @@ from lab.scenarios import (
     proxies,
     rebinding,
     resized,
+    traces,
     translators,
     tunnels,
 )
@@ -28,7 +29,19 @@ if TYPE_CHECKING:
 
     from lab.truth import Truth
 
-FAMILIES = (basic, addresses, rebinding, points, resized, icmp_errors, tunnels, translators, helpers, proxies)
+FAMILIES = (
+    basic,
+    addresses,
+    rebinding,
+    points,
+    resized,
+    icmp_errors,
+    traces,
+    tunnels,
+    translators,
+    helpers,
+    proxies,
+)
 
 SCENARIOS: dict[str, Callable[[Path], Truth]] = {
     scenario.__name__: scenario for family in FAMILIES for scenario in family.SCENARIOS

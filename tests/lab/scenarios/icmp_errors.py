@@ -118,7 +118,7 @@ class Tracer:
         self._pinger.close()
 
 
-def _unlimited(net: Lab, *hosts: Namespace) -> None:
+def unlimited(net: Lab, *hosts: Namespace) -> None:
     """Let hosts send as many errors as they like: by default Linux sends one a second to each destination."""
     for host in (*net.clients, *(router for router, _, _ in net.hops), net.internet, *hosts):
         host.sysctl("ipv4.icmp_ratelimit", 0)
@@ -128,7 +128,7 @@ def _unlimited(net: Lab, *hosts: Namespace) -> None:
 def port_unreachable(folder: Path) -> Truth:
     """A server refuses UDP on a closed port, behind masquerade that gives every flow a new port."""
     with lab(clients=2) as net:
-        _unlimited(net)
+        unlimited(net)
         rules.docker_nat(net.router, random_fully=True)
         probers = [Prober(client, 40000, (SERVERS[0], CLOSED)) for client in net.clients]
         with closing_all(*probers), recorded(net, folder):
@@ -157,7 +157,7 @@ def published_port_unreachable_half(folder: Path) -> Truth:
 
 def _refused_inside(folder: Path, *, masqueraded: bool, bridge_netfilter: bool) -> Truth:
     with lab(clients=1, bridge_netfilter=bridge_netfilter) as net:
-        _unlimited(net)
+        unlimited(net)
         rules.docker_nat(net.router)
         rules.publish(net.router, "udp", 5353, client_address(1), 53)
         if masqueraded:
@@ -173,7 +173,7 @@ def _refused_inside(folder: Path, *, masqueraded: bool, bridge_netfilter: bool) 
 def traceroute(folder: Path) -> Truth:
     """Probes of UDP, TCP and ICMP echo die at the router outside, and at the NAT host; ids and ports collide."""
     with lab(clients=2) as net, beyond(net):
-        _unlimited(net)
+        unlimited(net)
         rules.docker_nat(net.router)
         tracers = [Tracer(client, FARS[0], 1, OUTSIDE) for client in net.clients]
         own = Tracer(net.clients[0], FARS[0], 2, AT_THE_HOST)
@@ -195,7 +195,7 @@ def traceroute(folder: Path) -> Truth:
 def path_mtu(folder: Path) -> Truth:
     """Full packets do not fit beyond the router outside: fragmentation needed, outwards and from a published port."""
     with lab(clients=1) as net, beyond(net) as far:
-        _unlimited(net, far)
+        unlimited(net, far)
         rules.docker_nat(net.router)
         rules.publish(net.router, "tcp", 8080, client_address(1), 80)
         _too_big(net, far, folder, FARS, (client_address(1), UPLINK))
@@ -205,7 +205,7 @@ def path_mtu(folder: Path) -> Truth:
 def path_mtu_v6(folder: Path) -> Truth:
     """Packet too big, outwards behind IPv6 masquerade and from a published port."""
     with lab(clients=1, ipv6=True) as net, beyond(net) as far:
-        _unlimited(net, far)
+        unlimited(net, far)
         rules.masquerade_v6(net.router, "fd00:17::/64")
         rules.publish_v6(net.router, "tcp", 8080, client_v6(1), 80)
         _too_big(net, far, folder, FARS_V6, (client_v6(1), UPLINK_V6))
@@ -238,7 +238,7 @@ def _too_big(
 def prohibited(folder: Path) -> Truth:
     """A firewall outside rejects UDP, TCP and pings, and the NAT host has no route for one of them."""
     with lab(clients=2) as net, beyond(net):
-        _unlimited(net)
+        unlimited(net)
         rules.docker_nat(net.router)
         rules.reject(net.internet)
         # what dies inside the host is seen at docker0 only
@@ -258,7 +258,7 @@ def prohibited(folder: Path) -> Truth:
 def errors_v6(folder: Path) -> Truth:
     """IPv6: refused, prohibited and expired probes of UDP, TCP and ICMPv6 echo behind masquerade."""
     with lab(clients=2, ipv6=True) as net, beyond(net):
-        _unlimited(net)
+        unlimited(net)
         rules.masquerade_v6(net.router, "fd00:17::/64")
         rules.reject_v6(net.internet, 81)
         tracers = [Tracer(client, FARS_V6[0], 1, OUTSIDE) for client in net.clients]
@@ -277,7 +277,7 @@ def errors_v6(folder: Path) -> Truth:
 def errors_two_hops(folder: Path) -> Truth:
     """Two NAT hosts in a row: errors from between them, and errors that cross both."""
     with lab(clients=2, hops=2) as net:
-        _unlimited(net)
+        unlimited(net)
         rules.docker_nat(net.router)
         rules.masquerade(net.outer_router, "eth0")
         refused = [Prober(client, 40000, (SERVERS[0], CLOSED)) for client in net.clients]
