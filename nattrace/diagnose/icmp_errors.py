@@ -7,7 +7,7 @@ connections time out (RFC 5508 section 7, RFC 2923). This module reads what was 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -50,6 +50,14 @@ _LOST_ADVICE: Final = (
     "look for rules that drop ICMP between the two points, as firewalls that block all ICMP do (RFC 4890); what "
     "belongs to a connection passes with: -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
 )
+#: What routers say of packets that ran out of hops, as those of traceroute do on purpose.
+_EXPIRED: Final = {error_name(4, 11, 0), error_name(6, 3, 0)}
+_REFUSED: Final = (
+    "look at the host that sent them: it has no route, no neighbour that answers, nobody who listens on that port, or "
+    "a rule with -j REJECT"
+)
+#: Senders of errors named in one finding.
+_SENDERS: Final = 4
 
 
 @dataclass(slots=True)
@@ -87,7 +95,8 @@ def icmp_error_findings(
 
     ``icmp-error-quote-untranslated``: outer header and quote do not show the same side of the translation.
     ``icmp-error-quote-broken``: the quote changed in what NAT leaves alone. ``icmp-error-lost``: it reached one point
-    and provably not the next; ``icmp-error-not-seen`` where the next point's filter may have left it out. ``path-mtu``: a router said how large packets may be, and the word arrived.
+    and provably not the next; ``icmp-error-not-seen`` where the next point's filter may have left it out. ``path-mtu``: a router said how large packets may be, and the word arrived. ``icmp-answered``:
+    packets went no further, and errors that arose in between say why.
     """
     faults: dict[tuple[str, str, int], _Group] = defaultdict(_Group)
     mtus: dict[tuple[str, str, int], _Group] = defaultdict(_Group)
@@ -118,7 +127,7 @@ def icmp_error_findings(
         for row, owner in zip(missing.row.tolist(), missing.conversation.tolist(), strict=True):
             packet = PacketRef(names[missing.point], int(packets.frame[row]))
             group.add(packet, owner + 1, _name(packets, row))
-    return [*_faults(faults), *_lost(lost), *_path_mtus(mtus)]
+    return [*_faults(faults), *_lost(lost), *_path_mtus(mtus), *_answered(outcome, names, book)]
 
 
 def _faults(groups: Mapping[tuple[str, str, int], _Group]) -> list[Finding]:
@@ -167,6 +176,34 @@ def _path_mtus(groups: Mapping[tuple[str, str, int], _Group]) -> list[Finding]:
         )
         for (before, after, mtu), group in sorted(groups.items())
     ]
+
+
+def _answered(outcome: ErrorOutcome, names: Sequence[str], book: AddressBook) -> list[Finding]:
+    groups: dict[str, _Group] = defaultdict(_Group)
+    senders: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
+    for layer, answering in sorted(outcome.answering.items()):
+        packets, name = outcome.errors[layer].packets, names[layer]
+        for row in answering[outcome.reason[layer][answering] != 0].tolist():
+            what = _name(packets, row)
+            groups[name].add(
+                PacketRef(name, int(packets.frame[row])), int(outcome.conversation[layer][row]) + 1, what
+            )
+            senders[name][book.text(int(packets.version[row]), int(packets.src[row])), what] += 1
+    found = []
+    for name, group in sorted(groups.items()):
+        told = senders[name].most_common(_SENDERS)
+        words = [f"{sender} said {what} to {count}" for (sender, what), count in told]
+        more = len(senders[name]) - len(told)
+        words += [f"{more} more did so"] * (more > 0)
+        count = len(group.packets)
+        message = (
+            f"{count} packet{'s' * (count > 1)} seen at {_printable(name)} went no further, ICMP errors "
+        )
+        message += f"answered: {', '.join(words)}"
+        found.append(
+            group.finding("icmp-answered", "info", message, _REFUSED if group.names - _EXPIRED else None)
+        )
+    return found
 
 
 def _count(group: _Group) -> str:

@@ -15,6 +15,7 @@ from nattrace.match.resize.pieces import Resized
 from nattrace.nat.conversations import Conversations, build
 from nattrace.nat.encapsulations import name_encapsulations
 from nattrace.nat.hops import ONE_SIDED, REASON_NAMES, Coverage, PairEvidence
+from nattrace.nat.icmp_answered import IcmpAnswers
 from nattrace.nat.icmp_errors import by_layer, resolve_errors
 from nattrace.nat.shifts import SequenceShift, sequence_shifts
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nattrace.ingest.source import PointInfo
+    from nattrace.match.errors.icmp_errors import Errors
     from nattrace.match.flows import Flows
     from nattrace.match.intake import LayerInfo
     from nattrace.match.pair import PairState
@@ -75,7 +77,13 @@ def assemble(
         for pair in pairs
         for point, other in (pair, pair[::-1])
     }
-    conversations = build(len(layers), flows, pairs, coverage, book, found_at, [each.home for each in layers])
+    own_errors: list[Errors] = []
+    answers = None
+    if any(len(at.errors) for at in matcher.points):
+        own_errors = by_layer([at.errors for at in matcher.points], flows, pairs, layers)
+        answers = IcmpAnswers.of(own_errors, flows)
+    homes = [each.home for each in layers]
+    conversations = build(len(layers), flows, pairs, coverage, book, found_at, homes, answers)
     conversations.encapsulations = name_encapsulations(conversations, flows)
     edges = {}
     for number, key in enumerate(sorted(pairs)):
@@ -107,9 +115,9 @@ def assemble(
     flow_rows = {point: conversation_of[point][member] for point, (_, member) in enumerate(merged)}
     merged_flow = {point: member for point, (_, member) in enumerate(merged)}
     errors = None
-    if any(len(at.errors) for at in matcher.points):
+    if answers is not None:
         errors = resolve_errors(
-            by_layer([at.errors for at in matcher.points], flows, pairs, layers),
+            own_errors,
             flows,
             pairs,
             {
@@ -122,6 +130,7 @@ def assemble(
             coverage,
             layers,
         )
+        errors.answering = answers.last_word(reasons)
         for point, counter in enumerate(unmatched):
             matched[point] += errors.matched(point)
             errors.count_unmatched(point, counter)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from nattrace.match.flows import Flows
     from nattrace.nat.encapsulations import Encapsulations
     from nattrace.nat.hops import Coverage, PairEvidence
+    from nattrace.nat.icmp_answered import IcmpAnswers
     from nattrace.nat.lifetimes import Division
     from nattrace.table import AddressBook
 
@@ -97,11 +98,12 @@ def build(
     book: AddressBook,
     found_at: Mapping[tuple[int, int], NDArray[np.bool_]],
     homes: Sequence[int] = (),
+    answers: IcmpAnswers | None = None,
 ) -> Conversations:
     """Assemble the conversations of `points` points from merged flows and the evidence of every pair.
 
     `found_at` says by (point, other point) which packet numbers were matched between the two;
-    `homes` says which points are layers of one capture, see `order`.
+    `homes` says which points are layers of one capture, see `order`; `answers` what ICMP errors speak of.
     """
     edges: dict[tuple[int, int], Edges] = {key: pair.edges for key, pair in pairs.items()}
     directed = direct(edges, flows, {key: pair.clock_bound_ns for key, pair in pairs.items()}, homes)
@@ -110,7 +112,8 @@ def build(
     evidence = [pairs[key] for key in sorted(pairs)]
     hops, blocks, division = divide(hops, follow(hops, flows), evidence, ends(hops, flows))
     before, after, (version, version_after), (protocol, protocol_after) = _tuples(hops, flows)
-    counts = count_hops(hops, pairs, coverage, Onward(directed, found_at), division, version != version_after)
+    onward = Onward(directed, found_at)
+    counts = count_hops(hops, pairs, coverage, onward, division, version != version_after, answers)
     changed = _changed(before, after, protocol, version != version_after)
 
     block_rows = [len(block) for block in blocks]
@@ -134,7 +137,7 @@ def build(
     status = np.full(rows, UNTRANSLATED, np.int8)
     status[any_change] = TRANSLATED
     status[head.size :] = _lonely_status(
-        lonely, lonely_point, lonely_flow, hops, before, protocol, counts, coverage
+        lonely, lonely_point, lonely_flow, hops, before, protocol, counts, coverage, answers
     )
 
     joined = Conversations(
@@ -331,10 +334,11 @@ def _lonely_status(
     hop_protocol: NDArray[np.uint8],
     counts: HopCounts,
     coverage: Coverage,
+    answers: IcmpAnswers | None,
 ) -> NDArray[np.int8]:
     """Tell lost flows and ambiguous ones from those that simply never pass the other points.
 
-    Lost is said only of an unanswered flow whose like is known to pass: the same protocol, from the same
+    Lost is said only of a flow that nobody answered, not even with an ICMP error, and whose like is known to pass: the same protocol, from the same
     source or to the same destination, crossed from here to a point that was capturing all the while.
     """
     status = np.full(which_point.size, ONE_SIDED, np.int8)
@@ -357,6 +361,8 @@ def _lonely_status(
                 int(other), lonely.last_ns[here]
             )
             lost = alike & watched & (lonely.reply[here] == 0) & (status[here] == ONE_SIDED)
+            if answers is not None:
+                lost &= ~answers.flows(int(point), which_flow[here])
             status[here[lost]] = LOST_FLOW
     return status
 

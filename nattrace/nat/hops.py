@@ -23,11 +23,21 @@ if TYPE_CHECKING:
 
     from nattrace.match.edges import Edges
     from nattrace.match.outcome import Unmatched
+    from nattrace.nat.icmp_answered import IcmpAnswers
     from nattrace.nat.lifetimes import Division
     from nattrace.nat.paths import Hops
 
 #: Codes of `HopCounts.reasons`: why a packet has no crossing; where several pairs speak, the highest holds.
-ONE_SIDED, NOT_SEEN_UPSTREAM, UNKNOWABLE, LOST, RESIZED, AMBIGUOUS, PROXIED = 1, 2, 3, 4, 5, 6, 7
+ONE_SIDED, NOT_SEEN_UPSTREAM, UNKNOWABLE, LOST, RESIZED, AMBIGUOUS, PROXIED, ICMP_ANSWERED = (
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+)
 REASON_NAMES = {
     ONE_SIDED: "one-sided",
     NOT_SEEN_UPSTREAM: "not-seen-upstream",
@@ -36,6 +46,7 @@ REASON_NAMES = {
     RESIZED: "resized",
     AMBIGUOUS: "ambiguous",
     PROXIED: "proxied",  # made, or answered, by a box between the points: SYNPROXY's handshakes
+    ICMP_ANSWERED: "icmp-answered",  # an ICMP error says what became of it, see `icmp_answered`
 }
 
 
@@ -161,11 +172,12 @@ def count_hops(
     onward: Onward,
     division: Division | None = None,
     other_version: NDArray[np.bool_] | None = None,
+    answers: IcmpAnswers | None = None,
 ) -> HopCounts:
     """Count the packets of every hop and measure its latencies.
 
     `other_version` tells hops that change the IP version: longer headers leave less of a packet that was cut off,
-    so what has no equal beyond them need not be lost.
+    so what has no equal beyond them need not be lost. `answers` tells packets that ICMP errors answered.
     """
     size = len(hops)
     counts = HopCounts(
@@ -194,7 +206,8 @@ def count_hops(
                 place = places[side]
                 if division is not None:
                     place.hop = division.piece(place.hop, place.reply, own.time_ns, place.at_to)
-                _missing(counts, pair, own, place, changed_size, point, far, coverage, onward, unparted)
+                told = answers.answered(point, own) if answers is not None else None
+                _missing(counts, pair, own, place, changed_size, point, far, coverage, onward, unparted, told)
     if division is not None:
         counts.matched[division.of_pieces] = division.matched[division.of_pieces]
     return counts
@@ -365,11 +378,14 @@ def _missing(
     coverage: Coverage,
     onward: Onward,
     unparted: NDArray[np.bool_],
+    answered: NDArray[np.bool_] | None,
 ) -> None:
     """Say why the unmatched packets of one side have no match, and count them where they belong."""
     tied = (record.reason == TIED) | place.unsure
     reason = np.where(tied, AMBIGUOUS, ONE_SIDED).astype(np.uint8)
     reason[record.reason == ANSWERED] = PROXIED
+    if answered is not None:
+        reason[answered & ~tied] = ICMP_ANSWERED
     rows = np.flatnonzero(place.hop >= 0)
     if rows.size:
         time = record.time_ns[rows]
@@ -378,6 +394,8 @@ def _missing(
         sending = place.sending[rows]
         covered &= ~onward.seen(point, other, record.number[rows], record.flow[rows], place.reply[rows])
         verdict = np.where(covered, LOST, UNKNOWABLE)
+        if answered is not None:
+            verdict[answered[rows]] = ICMP_ANSWERED
         verdict = np.where(sending, verdict, NOT_SEEN_UPSTREAM)
         verdict = np.where(changed_size[rows], RESIZED, verdict)
         verdict = np.where(record.reason[rows] == ANSWERED, PROXIED, verdict)
@@ -389,6 +407,7 @@ def _missing(
             (UNKNOWABLE, counts.unknowable),
             (RESIZED, counts.unknowable),
             (PROXIED, counts.unknowable),
+            (ICMP_ANSWERED, counts.unknowable),
             (AMBIGUOUS, counts.ambiguous),
         ):
             chosen = (verdict == code) & sending

@@ -84,6 +84,8 @@ class ErrorOutcome:
     rival: list[NDArray[np.int64]]  #: the point of these
     crossed: list[CrossedErrors] = field(default_factory=list)
     missing: list[MissingErrors] = field(default_factory=list)
+    #: by layer: the errors that say what became of packets which were seen no further
+    answering: dict[int, NDArray[np.int64]] = field(default_factory=dict)
 
     def matched(self, point: int) -> int:
         """Return how many errors of a point were matched."""

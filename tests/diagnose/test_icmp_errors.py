@@ -291,3 +291,62 @@ def test_frames_are_as_dpkt_reads_them() -> None:
     quoted = read.icmp.data.data
     assert isinstance(quoted, dpkt.ip.IP)
     assert (quoted.udp.sport, struct.unpack(">H", OUTSIDE.ip()[10:12])[0]) == (61000, quoted.sum)
+
+
+def probes(points: Points, count: int, ip_id: int, ttl: int = 64) -> list[Packet]:
+    """Packets of a bound flow that the host between the points does not forward."""
+    sent = [replace(INSIDE, payload=b"probe %d" % n, ip_id=ip_id, ttl=ttl) for n in range(count)]
+    for packet in sent:
+        points.inside.append((points.now_ns, packet.ip()))
+        points.step()
+    return sent
+
+
+def test_a_probe_that_expired_in_between_is_answered_and_not_lost(tmp_path: Path) -> None:
+    points = outward()
+    (probe,) = probes(points, 1, ttl=1, ip_id=78)
+    points.back(None, error("172.17.0.1", CONTAINER, probe.ip(), kind=(11, 0)))
+    report = report_of(points, tmp_path)
+
+    assert [(f.code, f.severity, f.message, f.flows, f.advice) for f in report.findings] == [
+        (
+            "icmp-answered",
+            "info",
+            "1 packet seen at docker0 went no further, ICMP errors answered: 172.17.0.1 said ttl-exceeded to 1",
+            (3,),
+            None,
+        )
+    ]
+    assert report.accounting.unmatched == {"icmp-answered": 1, "icmp-error": 1}
+    assert [(c.lost, c.unknowable) for c in report.flows[2].crossings if c.direction == "original"] == [
+        (0, 1)
+    ]
+
+
+def test_one_error_answers_one_packet_and_the_others_are_lost(tmp_path: Path) -> None:
+    points = outward(replace(INSIDE, ip_id=0), replace(OUTSIDE, ip_id=0))
+    refused = probes(points, 4, ip_id=0)[-1]
+    points.back(None, error("172.17.0.1", CONTAINER, refused.ip(), kind=(3, 13)))
+    report = report_of(points, tmp_path)
+
+    assert report.accounting.unmatched == {"icmp-answered": 1, "lost": 3, "icmp-error": 1}
+    (finding,) = report.findings
+    assert finding.code == "icmp-answered"
+    assert "172.17.0.1 said admin-prohibited to 1" in finding.message
+    assert finding.advice is not None
+
+
+def test_a_flow_that_only_errors_answer_is_not_lost(tmp_path: Path) -> None:
+    points = outward()
+    alone = replace(INSIDE, sport=40001, ttl=1, ip_id=79, payload=b"expires at once")
+    points.inside.append((points.now_ns, alone.ip()))
+    points.step()
+    points.back(None, error("172.17.0.1", CONTAINER, alone.ip(), kind=(11, 0)))
+    silent = replace(INSIDE, sport=40002, ip_id=80, payload=b"nobody answers this")
+    points.inside.append((points.now_ns, silent.ip()))
+    points.step()
+    report = report_of(points, tmp_path)
+
+    status = {flow.initiator.sport: flow.status for flow in report.flows}
+    assert (status[40001], status[40002]) == ("one-sided", "lost")
+    assert codes(report) == ["icmp-answered"]
