@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nattrace.bundle.writing import new_folder, write_manifest
 from nattrace.capture.errors import CaptureError
+from nattrace.capture.host import LocalHost
 from nattrace.capture.image import DEFAULT_BASE, DEFAULT_TAG, Recipe, helper_image, install
 from nattrace.capture.plan import Options, PointPlan, with_buffers
 from nattrace.capture.points import Selection, resolve
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nattrace.bundle.manifest import Manifest
+    from nattrace.capture.host import Host
     from nattrace.capture.recorder import Recorder
     from nattrace.capture.session import Progress
 
@@ -64,11 +66,9 @@ def run(
     """
     with ExitStack() as stack:
         client = _client(request, stack)
-        points, start = _prepare(request, client, stack, on_message)
+        points, start, host = _prepare(request, client, stack, on_message)
         folder = new_folder(path)
-        snapshot = (
-            Snapshot(folder, client, local=client is None or _local(client)) if request.context else None
-        )
+        snapshot = Snapshot(folder, client, host) if request.context else None
         try:
             with snapshot or nullcontext():
                 manifest = run_session(
@@ -138,22 +138,22 @@ def install_tcpdump(
 
 def _prepare(
     request: Request, client: Any | None, stack: ExitStack, on_message: Callable[[str], None]
-) -> tuple[list[PointPlan], Callable[[PointPlan, Path], Recorder]]:
-    """Return the points and what starts capturing one of them into a folder; what it needs is removed by `stack`."""
-    local = client is None or _local(client)
+) -> tuple[list[PointPlan], Callable[[PointPlan, Path], Recorder], Host]:
+    """Return the points, what starts capturing one of them into a folder, and whom to ask for the context.
+
+    What all this needs is removed by `stack`.
+    """
     if request.via == "host":
         program = find_tcpdump(request.tcpdump)
-        if not local and (request.selection.containers or request.selection.networks):
-            raise CaptureError(
-                "the engine is on another machine: its containers cannot be captured from here"
-            )
         points = resolve(request.selection, client, local=True, holds=False, on_message=on_message)
         options = with_buffers(request.options, len(points), _memory_bytes(request.via, client))
-        return points, lambda point, folder: HostRecorder(point, options, program, folder)
+        return points, lambda point, folder: HostRecorder(point, options, program, folder), LocalHost()
 
     from nattrace.capture.helper_container import Helpers, remove_leftovers  # noqa: PLC0415
+    from nattrace.capture.helper_host import HelperHost  # noqa: PLC0415
     from nattrace.capture.holder import held  # noqa: PLC0415
 
+    local = _local(client)
     removed = remove_leftovers(client)
     if removed:
         on_message(f"removed {removed} helper container{'s' * (removed > 1)} of a capture that was killed")
@@ -165,21 +165,30 @@ def _prepare(
     options = with_buffers(request.options, len(points), _memory_bytes(request.via, client))
     helpers = Helpers(client, identity, options)
     stack.callback(helpers.close)
-    return points, helpers.start
+    if local or not request.context:
+        return points, helpers.start, LocalHost()
+    host = HelperHost(client, identity, request.options.duration_s)
+    stack.callback(host.close)
+    return points, helpers.start, host
 
 
 def _client(request: Request, stack: ExitStack) -> Any | None:
-    """Return the engine, None where there is none and ``host`` does without."""
+    """Return the engine, None where ``host`` does without: there is none, or it knows nothing of this machine."""
     selection = request.selection
     from nattrace.capture.engine import connect  # noqa: PLC0415 - docker takes a second to load
 
+    dispensable = request.via == "host" and not (selection.containers or selection.networks)
     try:
         client = connect()
     except CaptureError:
-        if request.via == "host" and not (selection.containers or selection.networks):
+        if dispensable:
             return None
         raise
     stack.callback(client.close)
+    if request.via == "host" and not _local(client):
+        if dispensable:
+            return None
+        raise CaptureError("the engine is on another machine: its containers cannot be captured from here")
     return client
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 #: IFF_* (linux/if.h) as ip(8) prints them.
-_FLAGS: Final = {
+LINK_FLAGS: Final = {
     0x1: "UP",
     0x2: "BROADCAST",
     0x8: "LOOPBACK",
@@ -52,16 +52,17 @@ def links(kernel: Any) -> list[dict[str, Any]]:
         entry = {
             "ifindex": link["index"],
             "ifname": link.get_attr("IFLA_IFNAME"),
-            "flags": [name for bit, name in _FLAGS.items() if link["flags"] & bit],
+            "flags": [name for bit, name in LINK_FLAGS.items() if link["flags"] & bit],
             "mtu": link.get_attr("IFLA_MTU"),
             "operstate": link.get_attr("IFLA_OPERSTATE"),
             "address": link.get_attr("IFLA_ADDRESS"),
         }
         peer, master = link.get_attr("IFLA_LINK"), link.get_attr("IFLA_MASTER")
-        if peer and peer != link["index"]:
+        elsewhere = link.get_attr("IFLA_LINK_NETNSID")
+        # An interface may name itself; one of the same number in another namespace is another one.
+        if peer and (peer != link["index"] or elsewhere is not None):
             entry["link_index"] = peer
-            if link.get_attr("IFLA_LINK_NETNSID") is not None:
-                entry["link_netnsid"] = link.get_attr("IFLA_LINK_NETNSID")
+            _add(entry, "link_netnsid", elsewhere)
         if master:
             entry["master"] = names.get(master, str(master))
         if kind is not None:

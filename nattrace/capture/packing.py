@@ -24,7 +24,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 #: What a helper cannot do without: the watchdog's tools, and cp for ``install-tcpdump`` by hand.
-_NEEDED: Final = ("sh", "sleep", "stat", "mkdir", "cp")
+_NEEDED: Final = ("sh", "sleep", "stat", "mkdir", "cp", "cat")
+
+#: What takes the context of another machine, as far as this one has it. iptables comes in two kinds, and the other
+#: machine may use the one that is not this machine's choice.
+_WANTED: Final = (
+    "ip",
+    "nft",
+    "conntrack",
+    *(f"{name}{kind}-save" for name in ("iptables", "ip6tables") for kind in ("", "-nft", "-legacy")),
+)
 
 #: ldd's lines, glibc's and musl's: "libpcap.so.0.8 => /lib/... (0x...)", "/lib64/ld-linux-x86-64.so.2 (0x...)".
 _LIBRARY: Final = re.compile(r"(/\S+) \(0x")
@@ -75,7 +84,8 @@ def _of_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
 def _pack(helper: Path, tree: Path) -> None:
     tcpdump = packable()
     tree.chmod(0o755)
-    _add_programs([tcpdump, *(_found(name) for name in _NEEDED)], tree)
+    wanted = [program for name in _WANTED if (program := find_program(name)) is not None]
+    _add_programs([tcpdump, *(_found(name) for name in _NEEDED), *wanted], tree)
     done = subprocess.run(  # noqa: S603 - our own script
         ["/bin/sh", str(helper / "pack.sh"), tcpdump, str(tree / "install/tcpdump.lib")],
         capture_output=True,
@@ -90,6 +100,9 @@ def _pack(helper: Path, tree: Path) -> None:
     (tree / "etc").mkdir()
     (tree / "etc/passwd").write_text("root:x:0:0:root:/:\n")
     (tree / "etc/group").write_text("root:x:0:\n")
+    # nft prints the names that it finds here, and else numbers.
+    if Path("/etc/protocols").exists():
+        _copy("/etc/protocols", tree / "etc/protocols")
 
 
 def _found(name: str) -> str:
@@ -112,6 +125,10 @@ def _add_programs(programs: Sequence[str], tree: Path) -> None:
         )
         for library in _LIBRARY.findall(listed.stdout):
             _copy(library, tree / library.lstrip("/"))
+            if Path(library).name.startswith("libxtables."):
+                # What it knows of each match and target lies beside it; /lib may be a link to /usr/lib.
+                for extension in Path(library).parent.resolve().joinpath("xtables").glob("*.so"):
+                    _copy(str(extension), tree / str(extension).lstrip("/"))
 
 
 def _copy(file: str, place: Path) -> None:

@@ -7,36 +7,22 @@ interpreted: files hold what the kernel, its tools and the engine said.
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from nattrace.bundle.manifest import CONTEXT_FOLDER, Missing
-from nattrace.capture import kernel_state
 from nattrace.capture.containers import ContainerWatch, running
+from nattrace.capture.host import Lacking, last_line, one_line
+from nattrace.capture.kernel_state import QUESTIONS
 from nattrace.capture.networks import networks
-from nattrace.capture.recorder import end_with_parent, find_program
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
-#: Programs whose output is context, by CONTEXT_NAMES: file suffix and commands, whose outputs follow each other.
-_COMMANDS: Final[dict[str, tuple[str, tuple[tuple[str, ...], ...]]]] = {
-    "iptables-save": (".txt", (("iptables-save", "-c"),)),
-    "ip6tables-save": (".txt", (("ip6tables-save", "-c"),)),
-    "nft": (".json", (("nft", "-j", "list", "ruleset"),)),
-    "conntrack": (
-        ".txt",
-        (
-            ("conntrack", "-L", "-f", "ipv4", "-o", "extended,id"),
-            ("conntrack", "-L", "-f", "ipv6", "-o", "extended,id"),
-        ),
-    ),
-}
+    from nattrace.capture.host import Host, Listener
+
 #: The socket buffer is 4 MiB: events come in bursts, and a lost one is a translation without its truth.
 _EVENTS: Final = ("conntrack", "-E", "-b", "4194304", "-o", "timestamp,extended,id")
 
@@ -46,10 +32,12 @@ _BY_HAND: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("addresses.json", ("ip", "-j", "address")),
     ("routes.json", ("ip", "-j", "route", "show", "table", "all")),
     ("rules.json", ("ip", "-j", "rule")),
+    ("iptables-save.txt", ("iptables-save", "-c")),
+    ("ip6tables-save.txt", ("ip6tables-save", "-c")),
+    ("nft.json", ("nft", "-j", "list", "ruleset")),
+    ("conntrack.txt", ("conntrack", "-L", "-o", "extended,id")),
 )
 
-#: Seconds that a program may take: a table of a million entries takes ten.
-_PATIENCE_S: Final = 30.0
 #: Seconds until ``conntrack -E`` must have subscribed; it needs a few milliseconds.
 _SUBSCRIBE_S: Final = 3.0
 
@@ -57,14 +45,38 @@ _SUBSCRIBE_S: Final = 3.0
 _NETLINK_NETFILTER: Final = 12
 
 
-def context_commands() -> list[tuple[str, Sequence[str]]]:
+def context_commands() -> Sequence[tuple[str, Sequence[str]]]:
     """Return file names and commands that take the context by hand."""
-    taken = [
-        (f"{name}{suffix}", command)
-        for name, (suffix, commands) in _COMMANDS.items()
-        for command in commands[:1]
-    ]
-    return [*_BY_HAND, *taken]
+    return _BY_HAND
+
+
+def _saved_rules(host: Host, name: str) -> bytes:
+    """Return what ``iptables-save`` prints, and what the other of its two kinds does when that has rules as well.
+
+    A kernel can hold rules of both; both are in force, and each kind shows its own.
+    """
+    printed = host.run([f"{name}-save", "-c"])
+    other = "legacy" if b"(nf_tables)" in printed.partition(b"\n")[0] else "nft"
+    with suppress(Lacking):
+        more = host.run([f"{name}-{other}-save", "-c"])
+        if b" -A " in more:
+            printed += more
+    return printed
+
+
+def _conntrack(host: Host) -> bytes:
+    return b"".join(
+        host.run(["conntrack", "-L", "-f", family, "-o", "extended,id"]) for family in ("ipv4", "ipv6")
+    )
+
+
+#: What else than rtnetlink's answers is taken, by CONTEXT_NAMES: file suffix, and how.
+_TAKEN: Final[dict[str, tuple[str, Callable[[Host], bytes]]]] = {
+    "iptables-save": (".txt", lambda host: _saved_rules(host, "iptables")),
+    "ip6tables-save": (".txt", lambda host: _saved_rules(host, "ip6tables")),
+    "nft": (".json", lambda host: host.run(["nft", "-j", "list", "ruleset"])),
+    "conntrack": (".txt", _conntrack),
+}
 
 
 class Snapshot:
@@ -73,12 +85,12 @@ class Snapshot:
     `watch` is for the moment when every tcpdump listens: it starts a thread, and processes are made before that.
     """
 
-    def __init__(self, folder: Path, client: Any | None, *, local: bool) -> None:
-        """Take a bundle's folder, the engine if there is one, and whether its host is this machine."""
+    def __init__(self, folder: Path, client: Any | None, host: Host) -> None:
+        """Take a bundle's folder, the engine of the machine whose packets are captured, and that machine."""
         self._folder = folder
         self._client = client
-        self._local = local
-        self._events: subprocess.Popen[bytes] | None = None
+        self._host = host
+        self._events: Listener | None = None
         self._watch: ContainerWatch | None = None
         self.files: dict[str, str] = {}
         self._missing: dict[str, Missing] = {}
@@ -91,8 +103,7 @@ class Snapshot:
     def __enter__(self) -> Self:
         """Take what there is before the capture, and start to listen to conntrack."""
         self._take("before")
-        if self._local:
-            self._begin_events()
+        self._begin_events()
         return self
 
     def watch(self) -> None:
@@ -102,9 +113,7 @@ class Snapshot:
         try:
             self._watch = ContainerWatch(self._client)
         except Exception as failure:  # noqa: BLE001 - an engine that goes away costs its context only
-            self._lack(
-                "during/docker-containers", " ".join(str(failure).split())[:200], "an engine that answers"
-            )
+            self._lack("during/docker-containers", one_line(failure), "an engine that answers")
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         """Stop watching, and take what there is now, unless the capture failed."""
@@ -117,106 +126,61 @@ class Snapshot:
         self._take("after")
 
     def _take(self, phase: str) -> None:
-        if self._local:
-            self._take_kernel(phase)
-            for name, (suffix, commands) in _COMMANDS.items():
-                self._run(phase, name, suffix, commands)
-        else:
-            self._lack("host", "the engine is on another machine", "nattrace capture on that machine")
+        try:
+            for name, answer in self._host.kernel_state().items():
+                self._write(phase, name, ".json", json.dumps(answer, indent=1).encode())
+        except Lacking as lacking:
+            for name in QUESTIONS:
+                self._lack(name, lacking.reason, lacking.needs)
+        for name, (suffix, question) in _TAKEN.items():
+            try:
+                self._write(phase, name, suffix, question(self._host))
+            except Lacking as lacking:
+                self._lack(name, lacking.reason, lacking.needs)
         if self._client is None:
             self._lack("docker", "no engine answers", "a Docker engine, and the right to use it")
             return
-        for name, question in (("docker-networks", networks), ("docker-containers", running)):
+        for name, ask in (("docker-networks", networks), ("docker-containers", running)):
             try:
-                answer = question(self._client)
+                answer = ask(self._client)
             except Exception as failure:  # noqa: BLE001 - an engine that goes away costs its context only
-                self._lack(
-                    f"{phase}/{name}", " ".join(str(failure).split())[:200], "a Docker engine that answers"
-                )
+                self._lack(f"{phase}/{name}", one_line(failure), "a Docker engine that answers")
             else:
                 self._write(phase, name, ".json", json.dumps(answer, indent=1).encode())
-
-    def _take_kernel(self, phase: str) -> None:
-        from pyroute2 import IPRoute  # noqa: PLC0415 - slow to load
-
-        try:
-            with IPRoute() as kernel:
-                for name, question in kernel_state.QUESTIONS.items():
-                    self._write(phase, name, ".json", json.dumps(question(kernel), indent=1).encode())
-        except Exception as failure:  # noqa: BLE001 - pyroute2 has error classes of its own
-            self._lack(f"{phase}/links", " ".join(str(failure).split())[:200], "rtnetlink")
-
-    def _run(self, phase: str, name: str, suffix: str, commands: Sequence[Sequence[str]]) -> None:
-        program = find_program(commands[0][0])
-        if program is None:
-            self._lack(name, f"no {commands[0][0]} on this machine", commands[0][0])
-            return
-        output = b""
-        for command in commands:
-            try:
-                done = subprocess.run(  # noqa: S603 - fixed commands
-                    [program, *command[1:]],
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    timeout=_PATIENCE_S,
-                    check=False,
-                )
-            except (OSError, subprocess.TimeoutExpired) as failure:
-                self._lack(name, " ".join(str(failure).split())[:200], None)
-                return
-            if done.returncode:
-                self._lack(name, _last_line(done.stderr) or f"exit code {done.returncode}", _right())
-                return
-            output += done.stdout
-        self._write(phase, name, suffix, output)
 
     # --- events ---------------------------------------------------------------------------------------
 
     def _begin_events(self) -> None:
-        program = find_program(_EVENTS[0])
-        if program is None:
-            self._lack("conntrack-events", f"no {_EVENTS[0]} on this machine", _EVENTS[0])
-            return
         path = self._path("during", "conntrack-events", ".txt")
-        before = _subscribers()
         try:
-            with path.open("wb") as out:
-                self._events = subprocess.Popen(  # noqa: S603 - a fixed command
-                    [program, *_EVENTS[1:]],
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=subprocess.PIPE,
-                    start_new_session=True,
-                    preexec_fn=end_with_parent(),  # noqa: PLW1509 - before any thread is started
-                )
-        except OSError as failure:
-            self._lack("conntrack-events", failure.strerror or str(failure), _right())
-            path.unlink(missing_ok=True)
-            return
-        deadline = time.monotonic() + _SUBSCRIBE_S
-        while self._events.poll() is None and _subscribers() <= before and time.monotonic() < deadline:
-            time.sleep(0.01)
+            before = self._subscribers()
+            self._events = self._host.listen(_EVENTS, path)
+            deadline = time.monotonic() + _SUBSCRIBE_S
+            while self._events.is_running() and self._subscribers() <= before and time.monotonic() < deadline:
+                time.sleep(0.01)
+        except Lacking as lacking:
+            self._lack("conntrack-events", lacking.reason, lacking.needs)
 
     def _end_events(self) -> None:
-        process, self._events = self._events, None
-        if process is None:
+        events, self._events = self._events, None
+        if events is None:
             return
-        ended_early = process.poll() is not None
-        if not ended_early:
-            process.send_signal(signal.SIGTERM)
-        try:
-            _, said = process.communicate(timeout=5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            _, said = process.communicate()
+        ended_early = not events.is_running()
+        said = events.end()
         path = self._path("during", "conntrack-events", ".txt")
-        if ended_early or b"ENOBUFS" in said:
-            what = _last_line(said) if ended_early else "some events were lost: the socket buffer was full"
-            self._lack("conntrack-events", what or "conntrack -E ended", _right() if ended_early else None)
-        if path.stat().st_size == 0 and ended_early:
+        if ended_early:
+            self._lack("conntrack-events", last_line(said) or "conntrack -E ended", "CAP_NET_ADMIN")
+        elif b"ENOBUFS" in said:
+            self._lack("conntrack-events", "some events were lost: the socket buffer was full", None)
+        if ended_early and path.stat().st_size == 0:
             path.unlink()
         else:
             self.files["during/conntrack-events"] = path.relative_to(self._folder).as_posix()
+
+    def _subscribers(self) -> int:
+        """Return how many sockets listen to netfilter: columns Eth and Groups of /proc/net/netlink."""
+        rows = [line.split() for line in self._host.read("/proc/net/netlink").splitlines()[1:]]
+        return sum(int(row[1]) == _NETLINK_NETFILTER and int(row[3], 16) != 0 for row in rows)
 
     # --- files ----------------------------------------------------------------------------------------
 
@@ -236,22 +200,3 @@ class Snapshot:
 
     def _lack(self, what: str, reason: str, needs: str | None) -> None:
         self._missing.setdefault(what, Missing(what, reason, needs))
-
-
-def _right() -> str:
-    return "root (CAP_NET_ADMIN)" if os.geteuid() else "CAP_NET_ADMIN"
-
-
-def _last_line(said: bytes) -> str:
-    lines = [line.strip() for line in said.decode("utf-8", "replace").splitlines() if line.strip()]
-    return (lines or [""])[-1][:200]
-
-
-def _subscribers() -> int:
-    """Return how many sockets of this namespace listen to netfilter: columns Eth and Groups of /proc/net/netlink."""
-    count = 0
-    with suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/net/netlink").read_text().splitlines()[1:]:
-            row = line.split()
-            count += int(row[1]) == _NETLINK_NETFILTER and int(row[3], 16) != 0
-    return count

@@ -86,13 +86,16 @@ def wait_for(holds: Callable[[], object], seconds: float = 30) -> None:
 
 
 @contextlib.contextmanager
-def capturing(engine: Engine, folder: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+def capturing(
+    engine: Engine, folder: Path, *words: str, url: str | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """A capture into `folder`/b that listens inside the block and is ended like with ctrl-C after it."""
+    environment = engine.environment | ({} if url is None else {"DOCKER_HOST": url})
     mark = folder / "ready"
     lasts = f"echo $$ > {mark}.new; mv {mark}.new {mark}; exec sleep 60"
     command = engine.command("capture", *words, "-w", f"{folder}/b", "--", "sh", "-c", lasts)
     with (folder / "said").open("wb") as said:
-        process = subprocess.Popen(command, env=engine.environment, stderr=said)
+        process = subprocess.Popen(command, env=environment, stderr=said)
     try:
         wait_for(lambda: mark.exists() or process.poll() is not None)
         yield process

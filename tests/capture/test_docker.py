@@ -225,24 +225,3 @@ def test_auto_takes_the_bridges_in_use_and_the_way_out(engine: Engine, tmp_path:
     finally:
         engine.docker("rm -f job")
         engine.docker("network rm busy idle")
-
-
-def test_an_engine_that_is_elsewhere(engine: Engine, tmp_path: Path) -> None:
-    run(engine, "--name job busybox sleep 600")
-    elsewhere = "tcp://127.0.0.1:2375"
-    points = ["-i", "docker0", "-i", "eth0", "--container", "job"]
-    done = engine.nattrace(
-        *("capture", *points, "-w", f"{tmp_path}/b", "--filter", "icmp", "--"),
-        *("docker", "exec", "job", "ping", "-q", "-c", "2", "-i", "0.1", SERVER),
-        url=elsewhere,
-    )
-    assert done.returncode == 0, done.stderr
-    assert captured(tmp_path / "b") == {"docker0": 4, "eth0": 4, "job:eth0": 4}
-    manifest = manifest_of(tmp_path / "b")
-    # what this machine knows is not what that one knows
-    assert [each.what for each in manifest.missing] == ["host"]
-    assert {what.partition("/")[2] for what in manifest.context} == {"docker-networks", "docker-containers"}
-    assert translations(report_of(tmp_path / "b")) == conntrack(engine, "icmp")
-    done = engine.nattrace("capture", "-w", f"{tmp_path}/auto", "--", "true", url=elsewhere)
-    assert done.returncode == 2
-    assert "the engine is on another machine, whose interfaces are not known; give -i IF" in done.stderr

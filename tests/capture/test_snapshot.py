@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nattrace.capture import engine, snapshot
+from nattrace.capture import engine, host, snapshot
 from nattrace.capture.containers import running
 from nattrace.capture.errors import CaptureError
 from nattrace.capture.helper_container import OWNER_LABEL, UNTIL_LABEL, owner, remove_leftovers
@@ -29,9 +29,9 @@ def fake(folder: Path, name: str, script: str) -> str:
 
 
 def take(folder: Path, monkeypatch: pytest.MonkeyPatch, find: Any) -> Snapshot:
-    monkeypatch.setattr(snapshot, "find_program", find)
+    monkeypatch.setattr(host, "find_program", find)
     monkeypatch.setattr(snapshot, "_SUBSCRIBE_S", 0.1)
-    with Snapshot(folder, None, local=True) as taken:
+    with Snapshot(folder, None, host.LocalHost()) as taken:
         taken.watch()
     return taken
 
