@@ -15,8 +15,9 @@ import numpy as np
 from nattrace.ingest.l4 import fillings
 from nattrace.match import evidence
 from nattrace.match.flows import sorted_groups
-from nattrace.match.keys import ACK_END, commonplace_keys, icmp_query_rows, mix
-from nattrace.table import TCP, TCP_SYN, UDP
+from nattrace.match.keys import ACK_END, commonplace_keys, flow_hash, icmp_query_rows, mix
+from nattrace.match.resize.trains import LONGEST_TRAIN, TRAIN_GAP_NS
+from nattrace.table import TCP, TCP_SYN, UDP, PacketTable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nattrace.match.rows import Rows
-    from nattrace.table import AddressBook, PacketTable
+    from nattrace.table import AddressBook
 
 #: An unchanged packet is one and the same only when seen again this soon: a sender that repeats itself (TCP
 #: tail loss probe: two round trips, at least 10 ms; RFC 8985) takes longer, and gives it another IP id.
@@ -63,12 +64,16 @@ def duplicates(
     # nobody repeats a SYN within a second (RFC 6298), so two at once need no IP id to be one
     syn = (table.tcp_flags[first] & np.uint16(TCP_SYN)) != 0
     at_once = ~passed & (apart <= _AT_ONCE_NS)
+    udp = (table.protocol[first] == UDP) & ~passed
+    if udp.any():
+        trains = _in_trains(rows, everything)
+        vouched &= ~(udp & (trains[first] | trains[second]))
     once = vouched | syn | (passed & tcp)
     once |= at_once & (extent <= _MOST_RECORDS) & _sent_once(table)[first]
     unchanged = ~conflict & (apart <= UNCHANGED_NS) & once
     told = np.unique(second[unchanged])
     unsure = at_once & ~conflict & ~unchanged & (extent == 2) & table.residual_known[first]
-    unsure &= (table.protocol[first] == UDP) | (table.protocol[first] == TCP)
+    unsure &= udp | (table.protocol[first] == TCP)
     if unsure.any() and _records_all_twice(everything, int((unchanged & at_once).sum())):
         second = second[unsure]
         told = np.union1d(told, second[~_said_by_others(table, second, everything)])
@@ -108,6 +113,34 @@ def _said_by_others(
     result: NDArray[np.bool_] = (often | np.isin(table.content_hash[chosen], fillings())) & (
         table.protocol[chosen] != TCP
     )
+    return result
+
+
+def _in_trains(rows: Rows, everything: Sequence[Rows]) -> NDArray[np.bool_]:
+    """Return which rows, datagrams, begin like others around them that UDP_SEGMENT may have cut with them.
+
+    Those leave in one loop. Their identifications count up from the large datagram's, and the next one's begin one
+    higher (kernel: inet_gso_segment), so that of two trains of one content they repeat themselves; cards that cut may
+    also give all the same.
+    """
+    said = rows.table.content_hash[rows.table.protocol == UDP]
+    tables = [part.table for part in everything]
+    alike = PacketTable.concatenate(
+        [table.take((table.protocol == UDP) & np.isin(table.content_hash, said)) for table in tables]
+    )
+    hashes, backward = flow_hash(alike)
+    sender = mix(alike.content_hash ^ mix((hashes << np.uint64(1)) | backward))
+    order = np.lexsort((alike.time_ns, sender))
+    sender, time, ip_id = sender[order], alike.time_ns[order], alike.ip_id[order].astype(np.int64)
+    together = (sender[1:] == sender[:-1]) & (np.diff(time) <= TRAIN_GAP_NS)
+    burst = np.append(0, np.cumsum(~together))
+    step = np.diff(ip_id) % 65536
+    trains = np.bincount(burst[1:][together & (step > 0) & (step < LONGEST_TRAIN)], minlength=burst.size) > 0
+    inside = trains[burst]
+    # of records of one packet there are a few
+    _, member, count = np.unique(np.stack([burst, ip_id]), axis=1, return_inverse=True, return_counts=True)
+    inside |= np.isin(sender, sender[count[member.reshape(-1)] > _MOST_RECORDS])
+    result: NDArray[np.bool_] = np.isin(rows.table.frame, alike.frame[order[inside]])
     return result
 
 

@@ -185,7 +185,7 @@ class PairState:
         waits = np.isin(rows.content[left], np.concatenate(there))
         alone = np.flatnonzero(~waits)
         waits[alone] = may_be_resized(
-            rows, left[alone], others, np.flatnonzero(open_others), recent, self.trains[side]
+            rows, left[alone], left[waits], others, np.flatnonzero(open_others), recent, self.trains[side]
         )
         alone = np.flatnonzero(~waits)
         if alone.size:

@@ -134,10 +134,12 @@ def _believe(
     endpoint = (flags & (evidence.SAME_SRC | evidence.SAME_DST)) != 0
     numbered = told_apart & endpoint
     repeated = np.flatnonzero(good & ~tcp & (~numbered | careful))
+    beyond_doubt = np.ones(a.size, np.bool_)
     if repeated.size:
         # where it must carry the match, a payload may not be what everybody says all the time
         common = commonplace(rows_a, a[repeated]) | commonplace(rows_b, b[repeated])
         unsure = repeated[common]
+        beyond_doubt[unsure] = False
         worn = ~numbered[unsure]
         if careful:
             worn |= _worn_ids(rows_a, a[unsure]) | _worn_ids(rows_b, b[unsure])
@@ -152,7 +154,7 @@ def _believe(
             good[numbered_by_hand[_blank_segments(rows_a, x) | _blank_segments(rows_b, y)]] = False
     acknowledged = tcp & ((flags & evidence.TCP_ACK) != 0)
     # a segment without an IP id may be another copy of itself, but not so soon
-    usual.learn(delta[good & (told_apart | (acknowledged & (apart <= TCP_REPEAT_NS)))])
+    usual.learn(delta[good & beyond_doubt & (told_apart | (acknowledged & (apart <= TCP_REPEAT_NS)))])
     reach, longest = usual.reach_ns(), usual.longest_ns()
     if reach is not None and longest is not None:
         limit = np.where(tcp, longest + TCP_REPEAT_NS, min(reach, longest + REPEAT_NS))

@@ -154,10 +154,10 @@ def _check_row(row: Any, frames: Mapping[str, Mapping[int, Seen]]) -> None:
 def check_sizes(report: Any, truth: Truth, points: Points) -> None:
     """Check that of packets which changed size as many bytes are said to have crossed as the oracle finds.
 
-    Every byte of a packet that the oracle finds no place for must be called missing.
+    Every byte of a packet that the oracle finds no place for must be called missing. Of tied packets nothing is known.
     """
     counts = Counter[str]()
-    for hop in truth.hops if truth.resized else ():
+    for hop in truth.hops if truth.resized and not truth.tied else ():
         rows = pieces.expected_pieces(hop, points)
         changed = {row: each for row, each in rows.items() if not each.size == each.before == each.after}
         before = {(row.before_point, row.before_frame): each.before for row, each in changed.items()}

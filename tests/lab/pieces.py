@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from lab.truth import Hop
 
 LINK_MTU = 1500
+#: Payload bytes of the datagrams that the lab has UDP_SEGMENT cut.
+SEGMENT = 100
 _FIN, _PSH, _CWR = 0x001, 0x008, 0x080
 
 
@@ -165,7 +167,8 @@ def whole(points: Iterable[Seen]) -> Iterator[Piece]:
 
 def _pairs(first: list[Piece], second: list[Piece]) -> list[tuple[Piece, Piece, int]]:
     """Compare every packet with every other one."""
-    found: list[tuple[Piece, Piece, int]] = []
+    found = _trains_in_order(*([each for each in side if _says_one_thing(each)] for side in (first, second)))
+    first, second = ([each for each in side if not _says_one_thing(each)] for side in (first, second))
     for one in first:
         for other in second:
             shared = _shared(one, other)
@@ -179,6 +182,35 @@ def _pairs(first: list[Piece], second: list[Piece]) -> list[tuple[Piece, Piece, 
         for piece, _ in shares:
             if total[piece.frame] > len(piece.body):
                 raise UndecidableError(f"bytes of frame {piece.frame} are in several packets")
+    return found
+
+
+def _says_one_thing(piece: Piece) -> bool:
+    """Whether it is a datagram whose payload is one byte again and again: bytes do not tell its pieces apart."""
+    return piece.protocol == "udp" and not piece.cut and len(set(piece.body[8:])) == 1
+
+
+def _trains_in_order(first: list[Piece], second: list[Piece]) -> list[tuple[Piece, Piece, int]]:
+    """Pair datagrams with those that they were cut into on their way from `first` to `second`, in the order sent.
+
+    The lab's links keep the order, and datagrams are lost whole. With a pieces' length of SEGMENT bytes and
+    identifications that count (IPv4), the next one to arrive is of the next one sent that begins with its number.
+    """
+    found: list[tuple[Piece, Piece, int]] = []
+    arrived = list(second)
+    for one in first:
+        whole = one.body[8:]
+        count = -(-len(whole) // SEGMENT) if arrived and len(arrived[0].body) < len(one.body) else 1
+        pieces = arrived[:count]
+        numbers = [(one.ip_id + k) % 65536 if one.version == 4 else 0 for k in range(count)]
+        if one.version == 4 and [piece.ip_id for piece in pieces[:1]] != numbers[:1]:
+            continue  # it was lost
+        if [piece.ip_id for piece in pieces] != numbers or b"".join(p.body[8:] for p in pieces) != whole:
+            raise UndecidableError(f"frame {one.frame} did not arrive as {[piece.frame for piece in pieces]}")
+        found += [(one, piece, len(piece.body) - 8) for piece in pieces]
+        del arrived[:count]
+    if arrived:
+        raise UndecidableError(f"frames {[piece.frame for piece in arrived]} were never sent")
     return found
 
 

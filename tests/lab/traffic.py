@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import socket
 import struct
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -101,6 +101,14 @@ class Pinger:
         self._socket.close()
 
 
+def _drain(own: socket.socket) -> None:
+    own.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            own.recv(65535)
+    own.settimeout(ANSWER_S)
+
+
 class UdpServer:
     """A bound UDP socket that answers when told to."""
 
@@ -123,6 +131,10 @@ class UdpServer:
     def receive(self) -> tuple[bytes, Any]:
         """Receive one datagram; return it and who sent it."""
         return self._socket.recvfrom(65535)
+
+    def drain(self) -> None:
+        """Forget what has been received."""
+        _drain(self._socket)
 
     def send(self, payload: bytes, peer: Any, *, segment_bytes: int = 0) -> None:
         """Send a datagram, or one for every `segment_bytes` in one call."""
@@ -167,6 +179,10 @@ class UdpClient:
     def receive(self) -> bytes:
         """Receive one datagram from the server."""
         return self._socket.recv(65535)
+
+    def drain(self) -> None:
+        """Forget what has been received."""
+        _drain(self._socket)
 
     def exchange(self, server: UdpServer, question: bytes, answer: bytes) -> None:
         """Send a datagram to `server`, which answers, and receive the answer."""

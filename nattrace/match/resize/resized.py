@@ -30,4 +30,4 @@ def match_pieces(
     streams = match_streams(rows_a, rows_b, lanes, usual)
     datagrams = match_datagrams(rows_a, rows_b, lanes.without(streams.a, streams.b), heads, firsts, usual)
     free = lanes.without(datagrams.a, datagrams.b)
-    return Pieces.concatenate([streams, datagrams, match_trains(rows_a, rows_b, free)])
+    return Pieces.concatenate([streams, datagrams, match_trains(rows_a, rows_b, free, usual)])

@@ -42,10 +42,11 @@ class Trains:
         self,
         table: PacketTable,
         rows: NDArray[np.int64],
+        equals: NDArray[np.int64],
         others: Sequence[tuple[PacketTable, NDArray[np.int64]]],
     ) -> NDArray[np.bool_]:
-        """Return which rows, whole UDP datagrams, are of such a flow; learn the flows first."""
-        own = table.take(rows)
+        """Return which rows, whole UDP datagrams, are of such a flow; learn the flows first, also from `equals`."""
+        own = table.take(np.concatenate([rows, equals]))
         keys = [np.empty(0, np.uint64)]
         for other, chosen in others:
             datagrams = chosen[train_rows(other)[chosen]]
@@ -54,7 +55,7 @@ class Trains:
         hashes, backward = flow_hash(own)
         flows = mix(hashes ^ backward)
         self.flows = np.union1d(self.flows, flows[alike])[:_FLOWS]
-        result: NDArray[np.bool_] = np.isin(flows, self.flows)
+        result: NDArray[np.bool_] = np.isin(flows[: rows.size], self.flows)
         return result
 
 
@@ -66,6 +67,7 @@ def _beginnings(table: PacketTable) -> NDArray[np.uint64]:
 def may_be_resized(
     rows: Rows,
     left: NDArray[np.int64],
+    equals: NDArray[np.int64],
     others: Rows,
     open_others: NDArray[np.int64],
     waiting: Sequence[Rows],
@@ -73,8 +75,9 @@ def may_be_resized(
 ) -> NDArray[np.bool_]:
     """Return which of the rows `left` may be among the other side's packets in another size.
 
-    The other side's packets are its rows `open_others` in the window, and those that wait already. `trains` are
-    the flows of this side that UDP segmentation was seen in; more may come to be known.
+    The other side's packets are its rows `open_others` in the window, and those that wait already. `equals` are rows
+    that wait for an equal: pieces all alike may be among them. `trains` are the flows of this side that UDP
+    segmentation was seen in; more may come to be known.
     """
     own = rows.table.take(left)
     there = [(others.table, open_others)]
@@ -91,7 +94,8 @@ def may_be_resized(
             result[whole] = _is_cut(own.take(whole), fragments)
     datagrams = np.flatnonzero(~result & train_rows(own))
     if datagrams.size:
-        result[datagrams] = trains.wait(own, datagrams, there)
+        of_trains = equals[train_rows(rows.table.take(equals))]
+        result[datagrams] = trains.wait(rows.table, left[datagrams], of_trains, there)
     return result
 
 

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import random
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import dpkt
+
 from lab import rules, topology
+from lab.pieces import SEGMENT
 from lab.scenarios.recording import NotHereError, kernel_truth, recorded
 from lab.topology import SERVERS, SERVERS_V6, lab
 from lab.traffic import Pinger, TcpConnection, TcpServer, UdpClient, UdpServer, closing_all
@@ -24,6 +28,11 @@ if TYPE_CHECKING:
 
 #: Silence between the last packet that may be lost and the packet that shows the capture still ran.
 AFTER_LOSS_S = 0.3
+
+#: Trains that all say the same are told by the pause between them.
+TRAINS_APART_S = 0.005
+LONGEST_PAUSE_NS = 20_000
+FILLING = b"\xa5"
 
 _CUT, _WHOLE = "tso off gso off", "tso on gso on"
 _MERGE, _ALONE = "gro on", "gro off"
@@ -187,22 +196,94 @@ def udp_segmented_ipv6(folder: Path) -> Truth:
         return kernel_truth(net, folder, unique_payloads=False, resized=True)
 
 
-def _segmented_datagrams(net: Lab, folder: Path, server: str) -> None:
-    """Two containers with one source port send bursts of segmented datagrams, and get such answers."""
+def udp_segmented_constant(folder: Path) -> Truth:
+    """UDP_SEGMENT of one byte again and again, both ways: datagrams that say the same, and share identifications."""
+    with lab(clients=2, offload=True) as net:
+        rules.docker_nat(net.router)
+        _constant_trains(net, folder, SERVERS[0])
+        return kernel_truth(net, folder, unique_payloads=False, tied=_paused(folder), resized=True)
+
+
+def udp_segmented_constant_ipv6(folder: Path) -> Truth:
+    """The same over IPv6: pieces that nothing at all tells apart but their order."""
+    with lab(clients=2, offload=True, ipv6=True) as net:
+        rules.masquerade_v6(net.router, "fd00:17::/64")
+        _constant_trains(net, folder, SERVERS_V6[0])
+        return kernel_truth(net, folder, unique_payloads=False, tied=_paused(folder), resized=True)
+
+
+def udp_segmented_constant_with_losses(folder: Path) -> Truth:
+    """The same over IPv4, where the router drops every third large datagram on its way out."""
+    with lab(clients=2, offload=True) as net:
+        rules.docker_nat(net.router)
+        net.router.run(
+            "iptables -w -A FORWARD -i docker0 -p udp -m length --length 200:65535 "
+            "-m statistic --mode nth --every 3 --packet 1 -j DROP"
+        )
+        _constant_trains(net, folder, SERVERS[0], rounds=3)
+        return kernel_truth(
+            net,
+            folder,
+            dropped=rules.dropped(net.router),
+            unique_payloads=False,
+            tied=_paused(folder),
+            resized=True,
+        )
+
+
+def _constant_trains(net: Lab, folder: Path, server: str, rounds: int = 1) -> None:
+    """Two containers with one source port send trains that all say the same, and get such answers."""
+    _cut_datagrams(net)
+    udp = UdpServer(net.internet, server, 53)
+    clients = [UdpClient(client, 40000, server, 53) for client in net.clients]
+    with closing_all(udp, *clients), _far(net, folder):
+        for client in clients:
+            client.send(_BYTES.randbytes(60))
+            _, peer = udp.receive()
+            for size in (930, 400, 300, 250) * rounds:
+                client.send(FILLING * size, segment_bytes=SEGMENT)
+                time.sleep(TRAINS_APART_S)
+                udp.send(FILLING * (size - 130), peer, segment_bytes=SEGMENT)
+                time.sleep(TRAINS_APART_S)
+            time.sleep(AFTER_LOSS_S)
+            udp.drain()
+            client.drain()
+            client.exchange(udp, _BYTES.randbytes(60), _BYTES.randbytes(60))
+
+
+def _paused(folder: Path) -> bool:
+    """Whether the machine was so busy that it made a pause inside a train, which then looks like two."""
+    for path in folder.glob("*.pcap"):
+        with path.open("rb") as file:
+            times = [
+                int(time * 10**9) for time, frame in dpkt.pcap.Reader(file) if frame.endswith(FILLING * 20)
+            ]
+        gaps = [later - earlier for earlier, later in pairwise(times)]
+        if any(LONGEST_PAUSE_NS < gap < TRAINS_APART_S * 5 * 10**8 for gap in gaps):
+            return True
+    return False
+
+
+def _cut_datagrams(net: Lab) -> None:
+    """Have the router cut large datagrams whichever way they go; what the far host sends its own capture shows whole."""
     for interface in ("eth0", "docker0"):
         _offload(net.router, interface, _CUT, "tx-udp-segmentation off")
-    # what the far host sends comes whole to its own capture
     _offload(net.internet, "eth0", _WHOLE, _ALONE)
+
+
+def _segmented_datagrams(net: Lab, folder: Path, server: str) -> None:
+    """Two containers with one source port send bursts of segmented datagrams, and get such answers."""
+    _cut_datagrams(net)
     udp = UdpServer(net.internet, server, 53)
     clients = [UdpClient(client, 40000, server, 53) for client in net.clients]
     with closing_all(udp, *clients), _far(net, folder):
         for client in clients:
             for size in (930, 400, 250):
-                client.send(_BYTES.randbytes(size), segment_bytes=100)
+                client.send(_BYTES.randbytes(size), segment_bytes=SEGMENT)
             received = -(-930 // 100) + -(-400 // 100) + -(-250 // 100)
             peers = [udp.receive() for _ in range(received)]
             for size in (730, 200):
-                udp.send(_BYTES.randbytes(size), peers[0][1], segment_bytes=100)
+                udp.send(_BYTES.randbytes(size), peers[0][1], segment_bytes=SEGMENT)
             for _ in range(8 + 2):
                 client.receive()
             client.exchange(udp, _BYTES.randbytes(60), _BYTES.randbytes(60))
@@ -211,6 +292,9 @@ def _segmented_datagrams(net: Lab, folder: Path, server: str) -> None:
 SCENARIOS = (
     udp_segmented,
     udp_segmented_ipv6,
+    udp_segmented_constant,
+    udp_segmented_constant_ipv6,
+    udp_segmented_constant_with_losses,
     fragments_reassembled,
     fragments_kept,
     fragments_smaller_outside,

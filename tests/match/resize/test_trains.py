@@ -40,6 +40,9 @@ class Settings:
     lost: float = 0.0  #: share of small datagrams that one capture or the way lost
     missed: float = 0.0  #: share of large datagrams that their capture misses
     ordinary: float = 0.2  #: share of datagrams that nobody cuts
+    constant: float = 0.0  #: share of large datagrams all of whose pieces say the same
+    unlike: bool = True  #: such a datagram says something else than the others that do
+    ids: str = "counted"  #: of the pieces: counted up, equal, or zero, as are then those of the large ones
 
 
 @dataclass
@@ -63,11 +66,15 @@ def send(folder: Path, s: Settings) -> Truth:
         n, alone = (turn, True) if turn < 2 else (n, rng.random() < s.ordinary)
         size = 60 if alone else rng.choice([100, 120])
         payload = rng.randbytes(size if size == 60 else rng.randint(size + 1, size * 9))
+        if s.constant and not alone and rng.random() < s.constant:
+            one = rng.randbytes(size) if s.unlike else b"\xa5" * size
+            payload = (one * 10)[: len(payload) if rng.random() < 0.5 else size * rng.randint(2, 9)]
         number, ids[n, reply] = ids[n, reply], (ids[n, reply] + 1) % 65_536
+        number = 0 if s.ids == "zero" else number
         train = next(serial)
         pieces = [(number, payload, (train, 0))]
         cut = [
-            ((number + k) % 65_536, payload[at : at + size], (train, k))
+            ((number + k * (s.ids == "counted")) % 65_536, payload[at : at + size], (train, k))
             for k, at in enumerate(range(0, len(payload), size))
         ]
         first, second = (cut, pieces) if s.merged else (pieces, cut)
@@ -127,3 +134,36 @@ def test_what_was_lost_shifts_no_datagram_into_another_train(
     assert not set(rows) - truth.shared
     # a train that lacks a datagram may be ambiguous, whole ones are found
     assert len(rows) >= len(truth.shared) // 3
+
+
+@EXAMPLES
+@given(seed=SEEDS, ids=st.sampled_from(["counted", "zero"]), merged=st.booleans(), unlike=st.booleans())
+def test_datagrams_that_say_the_same_are_packets_each_and_find_their_train(
+    seed: int, ids: str, *, merged: bool, unlike: bool
+) -> None:
+    drawn = Settings(
+        seed=seed, merged=merged, constant=0.7, unlike=unlike, ids=ids, sends=40, spacing_us=(300, 900)
+    )
+    report, rows, truth = judged(drawn)
+    assert not set(rows) - truth.shared
+    assert len(rows) >= 0.9 * len(truth.shared)
+    assert set(report.accounting.unmatched) <= {"ambiguous"}
+
+
+@EXAMPLES
+@given(
+    seed=SEEDS,
+    ids=st.sampled_from(["counted", "equal", "zero"]),
+    version=st.sampled_from([4, 6]),
+    merged=st.booleans(),
+    unlike=st.booleans(),
+)
+def test_datagrams_that_say_the_same_are_never_taken_for_those_that_were_lost(
+    seed: int, ids: str, version: int, *, merged: bool, unlike: bool
+) -> None:
+    drawn = Settings(
+        seed=seed, version=version, merged=merged, sends=40, lost=0.1, missed=0.1,
+        constant=0.7, unlike=unlike, ids=ids,
+    )  # fmt: skip
+    _, rows, truth = judged(drawn)
+    assert not set(rows) - truth.shared
