@@ -102,10 +102,11 @@ def _read(
 ) -> _Read:
     """Read and match the sources; with `clocks`, for the second time and on the reference clock's time."""
     options = ReadOptions(dissector=dissector)
-    opened = [(open_capture(source, options), _size_bytes(source)) for source in sources]
+    opened = [(open_capture(source, options), source) for source in sources]
     # the result must not depend on the order of the arguments
     opened.sort(key=lambda item: [(point.name, point.file) for point in item[0].points[:1]])
-    captures, sizes = [capture for capture, _ in opened], [size for _, size in opened]
+    captures, sizes = [capture for capture, _ in opened], [_size_bytes(source) for _, source in opened]
+    own_clocks = [None if source.facts is None else source.facts.clock for _, source in opened]
     options.comparable_bytes = min(capture.comparable_bytes() for capture in captures)
     options.comparable_content = not any(getattr(capture, "printed", False) for capture in captures)
     options.day_ns = _first_day_ns(captures)
@@ -115,7 +116,7 @@ def _read(
 
         corrected = Corrections(clocks.corrections)
 
-    with Intake(captures, sizes, options, corrected) as intake:
+    with Intake(captures, sizes, options, own_clocks, corrected) as intake:
         # Workers read large files from here on; what this process needs later is loaded meanwhile.
         import nattrace.diagnose  # noqa: PLC0415
         import nattrace.nat.assemble  # noqa: PLC0415

@@ -144,12 +144,13 @@ def _from_manifest(
             notes.append(f"{path}: point {name}: {point.problem}")
         there = tuple(file for file in files if file is not None)
         if there:
-            sources.append(Source(there, name, _facts(point)))
+            # a bundle that names its host was captured there, and a host has one clock
+            sources.append(Source(there, name, _facts(point, None if manifest.host is None else str(path))))
     if not sources:
         raise InputError(f"{path}: none of the manifest's {len(manifest.points)} points has a capture in it")
     return sources
 
 
-def _facts(point: PointEntry) -> PointFacts:
+def _facts(point: PointEntry, clock: str | None) -> PointFacts:
     counters = point.counters
-    return PointFacts(point.interface, None if counters is None else counters.dropped_by_kernel)
+    return PointFacts(point.interface, None if counters is None else counters.dropped_by_kernel, clock)

@@ -28,6 +28,7 @@ class PointFacts:
 
     interface: str | None
     dropped_by_kernel: int | None
+    clock: str | None = None  #: a name for the clock of the host that captured it, where that is known
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,8 +59,8 @@ class _Reading:
 class Intake:
     """Captures being read. Large files are read by workers from the moment this is made.
 
-    `sizes_bytes` are the sizes of the captures' files, 0 where unknown. Use as a context manager: leaving it
-    ends the workers. With `corrected`, captures of other clocks are read on the reference clock's time; without,
+    `sizes_bytes` are the sizes of the captures' files, 0 where unknown, `clocks` names of the clocks that they are
+    known to be taken on, None where not known. Use as a context manager: leaving it ends the workers. With `corrected`, captures of other clocks are read on the reference clock's time; without,
     a sample is kept by which `compare_clocks` can tell whether there are any.
     """
 
@@ -69,10 +69,13 @@ class Intake:
         captures: Sequence[Capture],
         sizes_bytes: Sequence[int],
         options: ReadOptions,
+        clocks: Sequence[str | None],
         corrected: Corrected | None = None,
     ) -> None:
         self._corrected = corrected
-        self._samples = samples(sizes_bytes) if corrected is None else []
+        self._clocks = clocks
+        one_clock = len(set(clocks)) == 1 and clocks[0] is not None
+        self._samples = samples(sizes_bytes) if corrected is None and not one_clock else []
         self._stack = ExitStack()
         self._readings: list[_Reading] = []
         self._layers: list[tuple[_Reading, int, Layer]] = []
@@ -164,7 +167,8 @@ class Intake:
             return matcher.points[layer].found_at(other)[numbers]
 
         by_name = sorted(zip(names, self.capture_of_layer, strict=True))
-        return compare(self._samples, list(dict.fromkeys(capture for _, capture in by_name)), matched)
+        order = list(dict.fromkeys(capture for _, capture in by_name))
+        return compare(self._samples, self._clocks, order, matched)
 
     def _number(self, reading: _Reading, local: int, layer: Layer, matcher: Matcher) -> int:
         """Return the number of a layer of a capture's point among all layers, giving it one when it is new."""

@@ -91,9 +91,12 @@ class Clocks:
         return None if one is None or other is None else one + other
 
 
-def compare(samples: Sequence[Sample], order: Sequence[int], matched: Matched) -> Clocks | None:
+def compare(
+    samples: Sequence[Sample], known: Sequence[str | None], order: Sequence[int], matched: Matched
+) -> Clocks | None:
     """Return the clocks of the captures; None when nothing speaks against all of them being one.
 
+    `known` are names of clocks that captures are known to be taken on, None where that is not known.
     The reference is the first capture in `order` of those that packets connect. Packets without a number of their
     own count only where matching found them at both captures.
     """
@@ -104,11 +107,11 @@ def compare(samples: Sequence[Sample], order: Sequence[int], matched: Matched) -
         packets = sample.packets()
         kept.append(None if packets is None else packets.take(distinct(packets)))
     tick_ns = max((_tick_ns(each.time_ns) for each in kept if each is not None), default=0)
-    pairs = pairs_of(kept, matched)
+    pairs = pairs_of(kept, known, matched)
     apart = {key for key, pair in pairs.items() if contradicts(pair, tick_ns)}
     if not apart:
         return None
-    return _place(_groups(len(samples), pairs, apart), order, pairs, apart, tick_ns)
+    return _place(_groups(known, pairs, apart), order, pairs, apart, tick_ns)
 
 
 def _tick_ns(time_ns: NDArray[np.int64]) -> int:
@@ -117,13 +120,13 @@ def _tick_ns(time_ns: NDArray[np.int64]) -> int:
 
 
 def _groups(
-    captures: int, pairs: dict[tuple[int, int], CapturePair], apart: set[tuple[int, int]]
+    known: Sequence[str | None], pairs: dict[tuple[int, int], CapturePair], apart: set[tuple[int, int]]
 ) -> list[int]:
-    """Return one number for each capture, the same for captures of one clock.
+    """Return one number for each capture, the same for captures of one clock; `known` as in `compare`.
 
     The pairs with least room for an offset are joined first: neighbours on one host are closest.
     """
-    group = list(range(captures))
+    group = [n if clock is None else list(known).index(clock) for n, clock in enumerate(known)]
 
     def room(key: tuple[int, int]) -> tuple[float, tuple[int, int]]:
         delta, side = pairs[key].delta_ns, pairs[key].side

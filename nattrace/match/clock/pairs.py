@@ -31,6 +31,11 @@ MIN_KEYS = 8
 #: Timestamps of one host never contradict their order by more (processors' clocks, timestamps of drivers).
 SAME_CLOCK_NS = 10_000
 
+#: Copies of a packet do contradict it: a bridge that floods, or whose tap also gets what only passes it, shows both
+#: directions later than another tap, or earlier, and how much is up to how busy the host is (18 us were measured).
+#: Nothing routes a copy, so its TTL is the same.
+COPIES_NS = 100_000
+
 #: Packets that all went one way speak of another clock when all come earlier by so much than they can.
 _EARLY_NS = 100_000_000
 
@@ -63,10 +68,14 @@ class CapturePair:
         return self.second.time_ns - self.first.time_ns
 
 
-def pairs_of(kept: Sequence[Sampled | None], matched: Matched) -> dict[tuple[int, int], CapturePair]:
-    """Return the pairs of captures that have enough packets in common."""
+def pairs_of(
+    kept: Sequence[Sampled | None], known: Sequence[str | None], matched: Matched
+) -> dict[tuple[int, int], CapturePair]:
+    """Return the pairs of captures, not known to be of one clock, that have enough packets in common."""
     found: dict[tuple[int, int], CapturePair] = {}
     for i, j in _in_common(kept):
+        if known[i] is not None and known[i] == known[j]:
+            continue
         first, second = kept[i], kept[j]
         assert first is not None
         assert second is not None
@@ -190,7 +199,8 @@ def _sides(
 def contradicts(pair: CapturePair, tick_ns: int) -> bool:
     """Say whether two captures cannot have been taken on one clock."""
     delta = pair.delta_ns
-    strays = delta * pair.side < -(SAME_CLOCK_NS + tick_ns)
+    allowed = np.where(pair.first.ttl == pair.second.ttl, COPIES_NS, SAME_CLOCK_NS) + tick_ns
+    strays = delta * pair.side < -allowed
     strays |= np.abs(delta) > REACH_NS
     upper, lower = int((pair.side > 0).sum()), int((pair.side < 0).sum())
     if min(upper, lower) < MIN_SIDE:
