@@ -22,7 +22,7 @@ from nattrace.match.rows import Rows
 from nattrace.table import TCP
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -131,17 +131,22 @@ class Sightings:
                 if len(numbers) < _AGREEING_PACKETS:
                     continue
             together.setdefault(packet, {}).update({one: None, other: None})
+        linked: dict[int, set[int]] = {}
         for flows in together.values():
-            self._part(flows)
+            for flow in flows:
+                linked.setdefault(flow, set()).update(flows)
+        self._part(linked)
         return again
 
-    def _part(self, flows: Iterable[int]) -> None:
-        """Put flows that carry one packet into different layers, those that are in none yet."""
-        free = set(range(TURNS)).difference(self.turn_of_flow.get(flow, TURNS) for flow in flows)
-        for flow in flows:
-            if flow not in self.turn_of_flow and free:
-                self.turn_of_flow[flow] = min(free)
-                free.remove(min(free))
+    def _part(self, linked: Mapping[int, set[int]]) -> None:
+        """Put flows that carry one packet into different layers, those that are in none yet, in the order seen."""
+        for flow, others in linked.items():
+            if flow in self.turn_of_flow:
+                continue
+            taken = {self.turn_of_flow.get(other) for other in others}
+            free = [turn for turn in range(TURNS) if turn not in taken]
+            if free:
+                self.turn_of_flow[flow] = free[0]
 
 
 def _soon_again(parts: Sequence[Rows]) -> NDArray[np.int64]:

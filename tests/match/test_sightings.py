@@ -6,12 +6,14 @@ files say: the same translations and the same pairs of packets, or fewer, never 
 
 from __future__ import annotations
 
+import random
 import struct
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
 import pytest
+from simulation import EPOCH_NS, Conversation, Endpoint, Seen, address, packet_at, write_pcap
 
 import nattrace
 from nattrace.model import Rewrite, Sighting
@@ -123,3 +125,39 @@ def test_doubled_records_are_one_packet_each() -> None:
     ] == [(f.initiator, f.translations[0].reply, f.packets_original) for f in twice.flows if f.translations]
     assert len(list(twice.rewrites)) == len(list(once.rewrites))
     assert twice.accounting.unmatched["duplicate"] == once.accounting.matched
+
+
+def test_three_sightings_of_a_packet_are_told_whatever_their_order(tmp_path: Path) -> None:
+    """A container reaches its own published port: the bridge shows every packet untranslated, whole and by halves.
+
+    So it was seen on a Docker engine without its proxy while docker0 was captured: answers are translated in another
+    order than questions, and one sighting was routed. No two of them share a flow's layer.
+    """
+    asked = Endpoint(address("172.17.0.2"), 38596)
+    halves = (
+        Seen(asked, Endpoint(address("203.0.113.10"), 8080)),
+        Seen(asked, Endpoint(address("172.17.0.2"), 80)),
+        Seen(Endpoint(address("172.17.0.1"), 38596), Endpoint(address("172.17.0.2"), 80)),
+    )
+    talk = Conversation("tcp", ("veth",) * 3, halves, seq=1_000_000, ack=2_000_000)
+    rng, at_ns, frames = random.Random(4), EPOCH_NS, []
+    for turn in range(10):
+        reply, payload, ip_id = turn % 2 == 1, rng.randbytes(30), rng.randint(1, 65_535)
+        at_ns += 200_000
+        for n, place in enumerate((2, 0, 1) if reply else (0, 2, 1)):
+            packet = packet_at(
+                talk, halves[place], payload, reply=reply, ip_id=ip_id, ttl=63 if place == 1 else 64
+            )
+            frames.append((at_ns + n * 15_000, b"\2" * 12 + b"\x08\x00" + packet))
+        talk.seq, talk.ack = (talk.seq + 30 * (not reply), talk.ack + 30 * reply)
+    write_pcap(tmp_path / "veth.pcap", frames)
+    report = nattrace.analyze(tmp_path / "veth.pcap")
+    assert report.accounting.matched == len(frames)
+    (flow,) = report.flows
+    assert [(t.nat, t.original.dst, t.reply.dst) for t in flow.translations] == [
+        ("dnat", "203.0.113.10", "172.17.0.2"),
+        ("snat", "172.17.0.2", "172.17.0.1"),
+    ]
+    rows = list(report.rewrites)
+    assert len(rows) == 20
+    assert all((row.before.frame - 1) // 3 == (row.after.frame - 1) // 3 for row in rows)
