@@ -14,6 +14,7 @@ from nattrace.capture.engine import engine_errors, is_podman
 from nattrace.capture.errors import CaptureError
 from nattrace.capture.networks import bridge_of, network, used_networks
 from nattrace.capture.plan import PointPlan, distinct
+from nattrace.capture.routing import outgoing_interfaces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 _CONTAINER_INTERFACE: Final = "eth0"
 #: The bridges of their default networks, for when no engine can be asked: Docker's, Podman's with netavark and CNI.
 _DEFAULT_BRIDGES: Final = ("docker0", "podman0", "cni-podman0")
-
-#: RT_TABLE_MAIN (linux/rtnetlink.h).
-_MAIN_TABLE: Final = 254
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +161,7 @@ def network_point(client: Any, name: str, *, local: bool, holds: bool) -> PointP
 
 
 def automatic_points(client: Any | None, *, holds: bool) -> list[PointPlan]:
-    """Return the bridges of the engine's networks that are in use, and the interfaces that default routes leave by.
+    """Return the bridges of the engine's networks that are in use, and the interfaces that their packets leave by.
 
     The default network counts as used: a workload may start a container on it. Raises CaptureError when there are
     not both.
@@ -180,11 +178,13 @@ def automatic_points(client: Any | None, *, holds: bool) -> list[PointPlan]:
                     bridges.append(
                         _bridge_point(each, comes_and_goes=comes_and_goes, local=True, holds=holds)
                     )
-    outgoing = default_interfaces()
+    outgoing = outgoing_interfaces([point.interface for point in bridges])
     if not bridges:
         raise CaptureError("no bridge of Docker's here; give -i IF for the inner and the outer interface")
     if not outgoing:
-        raise CaptureError("no default route here, so the outgoing interface is unknown; give -i IF for each")
+        raise CaptureError(
+            "no route leads out of here, so the outgoing interface is unknown; give -i IF for each"
+        )
     return distinct(sorted(bridges, key=lambda point: point.name) + interfaces_named(outgoing))
 
 
@@ -200,29 +200,6 @@ def _bridge_point(attributes: dict[str, Any], *, comes_and_goes: bool, local: bo
             f"{attributes.get('Name')}; start one, or leave --via host out"
         )
     return interfaces_named([bridge])[0]
-
-
-def default_interfaces() -> list[str]:
-    """Return the interfaces that IPv4's and IPv6's default routes leave by: of each family those of least metric."""
-    from pyroute2 import IPRoute  # noqa: PLC0415 - slow to load
-
-    names = dict(socket.if_nameindex())
-    found: list[str] = []
-    with IPRoute() as kernel:
-        for family in (socket.AF_INET, socket.AF_INET6):
-            routes = [
-                route
-                for route in kernel.get_routes(family=family)
-                if route["dst_len"] == 0 and route.get_attr("RTA_TABLE", _MAIN_TABLE) == _MAIN_TABLE
-            ]
-            least = min((route.get_attr("RTA_PRIORITY", 0) or 0 for route in routes), default=0)
-            for route in routes:
-                if (route.get_attr("RTA_PRIORITY", 0) or 0) != least:
-                    continue
-                hops = [route.get_attr("RTA_OIF")]
-                hops += [hop["oif"] for hop in route.get_attr("RTA_MULTIPATH") or ()]
-                found += [names[hop] for hop in hops if hop in names and names[hop] != "lo"]
-    return list(dict.fromkeys(found))
 
 
 def _peer_index(process_id: int | None) -> int | None:
