@@ -44,6 +44,11 @@ MAGICS = frozenset(_VARIANTS)
 
 _LENGTH_AT = 8  # captured length: after seconds and sub-seconds
 
+#: Leaps tried in one chunk: it holds one second of a busy capture, or the end of one and the beginning of the next.
+_LEAPS = 2
+#: Leaps over fewer records of a chunk than this cost more than they save.
+_WORTH_LEAPING = 1_024
+
 
 class PcapReader:
     """Reads one pcap file, forward only.
@@ -96,6 +101,7 @@ class PcapReader:
         if self._swapped:
             names[2:] = ["wire", "captured"]
         self._record = np.dtype([(name, f"{order}u4") for name in names])
+        self._leaping = not self._either_order
         self.link_type_name = link_type_name(link_type)
 
     def chunks(self) -> Iterator[list[Records]]:
@@ -126,12 +132,17 @@ class PcapReader:
         view, end = self._buffer.view, self._buffer.length
         header_bytes = self._header_bytes
         length_at = _LENGTH_AT + 4 * self._swapped
+        runs = []
+        for _ in range(_LEAPS if self._leaping else 0):
+            run, start = self._leap(start)
+            runs.append(run)
+        self._leaping = sum(run.size for run in runs) >= _WORTH_LEAPING
         length_of = struct.Struct(f"{self._order}I").unpack_from
         lengths_of = struct.Struct(f"{self._order}II").unpack_from
 
         def positions() -> Iterator[int]:
             # No end test: unpack_from raises beyond the view, which also stops at an absurd length.
-            # This is the one loop over packets in all of nattrace, at some 50 ns a turn.
+            # This is the one loop over packets in all of nattrace, at some 80 ns a turn; leaps take half of that.
             position = start + length_at
             try:
                 while True:
@@ -158,7 +169,28 @@ class PcapReader:
         if stop > end:
             stop = int(offsets[-1])
             offsets = offsets[:-1]
-        return offsets, stop
+        return np.concatenate([*runs, offsets]), stop
+
+    def _leap(self, start: int) -> tuple[NDArray[np.int64], int]:
+        """Return the offsets of complete records that follow each other from `start` on, and where the last one ends.
+
+        Records of one second begin with the same four bytes. Nearly all places where these stand are records, and
+        their lengths say which ones follow each other: the first that does not ends the leap.
+        """
+        data, end = self._buffer.data, self._buffer.length
+        heads = data[start : max(end - self._header_bytes + 1, start)]
+        same = heads == data[start]
+        same &= data[start + 1 : start + 1 + heads.size] == data[start + 1]
+        at = np.flatnonzero(same) + start
+        headers = gather(data, at, self._record)
+        of_second = headers["seconds"] == headers["seconds"][:1]
+        at, headers = at[of_second], headers[of_second]
+        ends = at + headers["captured"] + self._header_bytes
+        broken = np.flatnonzero(at[1:] != ends[:-1])
+        found = int(broken[0]) + 1 if broken.size else at.size
+        if found and ends[found - 1] > end:
+            found -= 1
+        return at[:found], int(ends[found - 1]) if found else start
 
     def _read(self, offsets: NDArray[np.int64]) -> list[Records]:
         if not offsets.size:

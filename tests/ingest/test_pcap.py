@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import shutil
 import struct
 import subprocess
@@ -102,6 +103,29 @@ def test_every_variant_gives_what_was_written(
         [(len(packets), "EN10MB", snaplen or None)] if packets else [(0, "EN10MB", snaplen or None)]
     )
     assert not points[0].truncated
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("packets_a_second", [3, 700, 20_000])
+def test_dense_captures_whose_packets_hold_records(order: str, packets_a_second: int) -> None:
+    """Records of one second are found all at once; what looks like one inside a packet is none."""
+    rng = random.Random(packets_a_second)
+    packets, records = [], []
+    for frame in range(1, 30_001):
+        seconds = 1_700_000_000 + frame // packets_a_second
+        data = rng.randbytes(rng.choice([20, 60, 96]))
+        if rng.random() < 0.01:
+            data = data[:7] + record(data[:9], order=order, seconds=seconds) * rng.choice([1, 2]) + data[7:]
+        packets.append(Packet(frame, seconds * 10**9 + 5000, len(data), data))
+        records.append(record(data, order=order, seconds=seconds, fraction=5))
+    content = pcap_header(order=order) + b"".join(records)
+    assert len(content) > 2 * CHUNK_BYTES
+    points, found = read(content)
+    assert found == packets
+    assert not points[0].truncated
+    points, found = read(content[:-1])
+    assert found == packets[:-1]
+    assert points[0].truncated
 
 
 @settings(max_examples=30, deadline=None)
