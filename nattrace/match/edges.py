@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nattrace.match.flows import members, sorted_groups
+from nattrace.match.flows import added_up, extremes, members, sorted_groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -118,13 +118,13 @@ def group_lanes(
         # in order of time, as captures mostly are: a group's first pair is its earliest
         first, last = time_ns[leader], time_ns[order[starts + sizes - 1]]
     else:
-        time = time_ns[order]
-        first, last = np.minimum.reduceat(time, starts), np.maximum.reduceat(time, starts)
-    time_b = (time_ns + delta_ns)[order]
-    delta = np.add.reduceat(delta_ns[order], starts)
+        first, last = extremes(member, starts.size, time_ns, time_ns)
+    time_b = time_ns + delta_ns
+    first_b, last_b = extremes(member, starts.size, time_b, time_b)
+    delta = added_up(member, starts.size, delta_ns)
     sizes = sizes.astype(np.int32)
     # of one window: at most 255 times its packets
-    ttl = np.add.reduceat(ttl_drop[order], starts).astype(np.int32)
+    ttl = added_up(member, starts.size, ttl_drop).astype(np.int32)
     none = np.int32(0)
     edges = Edges(
         flow_a=flow_a[leader].astype(np.int32),
@@ -134,8 +134,8 @@ def group_lanes(
         backward=np.where(turned, sizes, none),
         first_ns=first,
         last_ns=last,
-        first_b_ns=np.minimum.reduceat(time_b, starts),
-        last_b_ns=np.maximum.reduceat(time_b, starts),
+        first_b_ns=first_b,
+        last_b_ns=last_b,
         ttl_forward=np.where(turned, none, ttl),
         ttl_backward=np.where(turned, ttl, none),
         delta_forward=np.where(turned, 0, delta),
@@ -185,15 +185,14 @@ def _joined(column: Callable[[str], NDArray[Any]]) -> tuple[Edges, NDArray[np.in
     order, starts = sorted_groups(edge_keys(flow_a, flow_b, swap))
     if not order.size:
         return Edges.empty(), np.empty(0, np.int64)
-    leader = order[starts]
+    leader, member = order[starts], members(order, starts)
     joined: dict[str, Any] = {"flow_a": flow_a[leader], "flow_b": flow_b[leader], "swap": swap[leader]}
     for name in ("forward", "backward", "ttl_forward", "ttl_backward", "delta_forward", "delta_backward"):
-        joined[name] = np.add.reduceat(column(name)[order], starts, dtype=np.int64)
-    for end, extreme in (("first", np.minimum), ("last", np.maximum)):
-        for name in (f"{end}_ns", f"{end}_b_ns"):
-            joined[name] = extreme.reduceat(column(name)[order], starts)
+        joined[name] = added_up(member, starts.size, column(name))
+    for low, high in (("first_ns", "last_ns"), ("first_b_ns", "last_b_ns")):
+        joined[low], joined[high] = extremes(member, starts.size, column(low), column(high))
     joined["evidence"] = np.bitwise_or.reduceat(column("evidence")[order], starts)
-    return Edges(**joined), members(order, starts)
+    return Edges(**joined), member
 
 
 def edges_of(

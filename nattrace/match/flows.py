@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 LOW_OPENED, HIGH_OPENED = 1, 2
 
 _SYN, _SYN_ACK = 0x02, 0x12
+_INT64 = np.iinfo(np.int64)
 
 
 @dataclass(slots=True)
@@ -96,6 +97,26 @@ def members(order: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.i
     return member
 
 
+def added_up(member: NDArray[np.int64], groups: int, values: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the sum of the values of each group, `member` being the group of each value.
+
+    In place: to put values in order for `reduceat` takes several times as long, where groups are small.
+    """
+    result = np.zeros(groups, np.int64)
+    np.add.at(result, member, values.astype(np.int64, copy=False))  # of one type: numpy is slow otherwise
+    return result
+
+
+def extremes(
+    member: NDArray[np.int64], groups: int, low: NDArray[np.int64], high: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the least of `low` and the greatest of `high` in each group, see `added_up`. No group is empty."""
+    least, greatest = np.full(groups, _INT64.max), np.full(groups, _INT64.min)
+    np.minimum.at(least, member, low)
+    np.maximum.at(greatest, member, high)
+    return least, greatest
+
+
 def group_flows(
     table: PacketTable,
     hashes: NDArray[np.uint64],
@@ -122,8 +143,7 @@ def group_flows(
             # in order of time, as captures mostly are: a group's first row is its earliest
             first, last = table.time_ns[leader], table.time_ns[order[starts + sizes - 1]]
         else:
-            time = table.time_ns[order]
-            first, last = np.minimum.reduceat(time, starts), np.maximum.reduceat(time, starts)
+            first, last = extremes(member, starts.size, table.time_ns, table.time_ns)
     hint = np.zeros(starts.size, np.uint8)
     telling, opened = _openers(table, backward)
     np.bitwise_or.at(hint, member[telling], opened)
@@ -197,13 +217,12 @@ def merge_flows(parts: Sequence[Flows]) -> tuple[Flows, NDArray[np.int64]]:
     order, starts = sorted_groups(hashes)
     member = members(order, starts)
     leader = order[starts]
-    sizes = np.diff(np.append(starts, order.size))
-    first_ns = column("first_ns")[order]
-    earliest = np.minimum.reduceat(first_ns, starts)
-    # the earliest part speaks for its group, so that "first packet" stays true
-    spot = np.flatnonzero(first_ns == np.repeat(earliest, sizes))
-    _, pick = np.unique(member[order[spot]], return_index=True)
-    opener = order[spot[pick]]
+    first_ns = column("first_ns")
+    earliest, latest = extremes(member, starts.size, first_ns, column("last_ns"))
+    # the earliest part speaks for its group, so that "first packet" stays true; of several the first, written last
+    spot = np.flatnonzero(first_ns == earliest[member])[::-1]
+    opener = np.empty(starts.size, np.int64)
+    opener[member[spot]] = spot
     merged = Flows(
         hash=hashes[leader],
         version=column("version")[leader],
@@ -212,10 +231,10 @@ def merge_flows(parts: Sequence[Flows]) -> tuple[Flows, NDArray[np.int64]]:
         low_port=column("low_port")[leader],
         high_address=column("high_address")[leader],
         high_port=column("high_port")[leader],
-        forward=np.add.reduceat(column("forward")[order], starts),
-        backward=np.add.reduceat(column("backward")[order], starts),
+        forward=added_up(member, starts.size, column("forward")),
+        backward=added_up(member, starts.size, column("backward")),
         first_ns=earliest,
-        last_ns=np.maximum.reduceat(column("last_ns")[order], starts),
+        last_ns=latest,
         first_backward=column("first_backward")[opener],
         hint=np.bitwise_or.reduceat(column("hint")[order], starts),
         wrap_forward=_common([part.wrap_forward for part in parts], order, starts),

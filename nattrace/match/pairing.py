@@ -29,30 +29,30 @@ def unique_pairs(
     bits = int(rows - 1).bit_length()
     low = np.uint64((1 << (bits + 1)) - 1)
     index_mask = np.uint64((1 << bits) - 1)
+    side = np.uint64(1 << bits)
     packed = np.empty(keys_a.size + keys_b.size, np.uint64)
     np.bitwise_and(keys_a, ~low, out=packed[: keys_a.size])
     packed[: keys_a.size] |= np.arange(keys_a.size, dtype=np.uint64)
     np.bitwise_and(keys_b, ~low, out=packed[keys_a.size :])
-    packed[keys_a.size :] |= np.arange(keys_b.size, dtype=np.uint64) | np.uint64(1 << bits)
+    packed[keys_a.size :] |= np.arange(keys_b.size, dtype=np.uint64) | side
     packed.sort()
-    group = packed >> np.uint64(bits + 1)
-    starts = np.empty(packed.size + 1, np.bool_)
-    starts[0] = starts[-1] = True
-    np.not_equal(group[1:], group[:-1], out=starts[1:-1])
-    # exactly two members start here; A sorts before B, so they are one of each when their sides differ
-    two = np.flatnonzero(starts[:-2] & ~starts[1:-1] & starts[2:])
-    side = np.uint64(1 << bits)
-    two = two[((packed[two] & side) == 0) & ((packed[two + 1] & side) != 0)]
-    a = (packed[two] & index_mask).astype(np.int64)
-    b = (packed[two + 1] & index_mask).astype(np.int64)
-    same = keys_a[a] == keys_b[b]
-    if not same.all():
-        a, b = a[same], b[same]
+    # neighbours that differ in no bit of the key, and of these such as are of different sides
+    apart = packed[1:] ^ packed[:-1]
+    alike = apart <= low
+    pair = alike & (apart >= side)
+    # exactly two of one key: neither neighbour has a third one beside it
+    pair[1:] &= ~alike[:-1]
+    pair[:-1] &= ~alike[1:]
+    first = np.flatnonzero(pair)
+    a = (packed[first] & index_mask).view(np.int64)
+    b = (packed[first + 1] & index_mask).view(np.int64)
     # by scatter, not by sort: later gathers are then nearly sequential in both tables
     partner = np.full(keys_a.size, -1, np.int64)
     partner[a] = b
     a = np.flatnonzero(partner >= 0)
-    return a, partner[a]
+    b = partner[a]
+    same = keys_a[a] == keys_b[b]
+    return (a, b) if same.all() else (a[same], b[same])
 
 
 def group_ids(*keys: NDArray[np.uint64]) -> list[NDArray[np.int64]]:

@@ -31,7 +31,7 @@ class Usual:
     def longest_ns(self) -> int | None:
         """Return how far apart two sightings of one packet usually are at most; None while unknown."""
         if self._longest is None and self._deltas:
-            self._longest = int(np.percentile(np.abs(np.concatenate(self._deltas)), 99.5))
+            self._longest = int(percentile(np.abs(np.concatenate(self._deltas)), 99.5))
             if self._count < _FEW:
                 self._longest = max(self._longest, _REACH_FLOOR_NS)
         return self._longest
@@ -48,3 +48,14 @@ class Usual:
             self._deltas.append(deltas[::step][:_SAMPLE])
             self._count += self._deltas[-1].size
             self._longest = None
+
+
+def percentile(values: NDArray[np.int64], percent: float) -> float:
+    """Return what `np.percentile` returns, which would first load numpy's masked arrays: 10 ms for every command."""
+    place = (values.size - 1) * (percent / 100)
+    below = int(place)
+    above = min(below + 1, values.size - 1)
+    parted = np.partition(values, (below, above))
+    low, high, share = int(parted[below]), int(parted[above]), place - below
+    # from the nearer end, as numpy does it: the same rounding
+    return low + (high - low) * share if share < 0.5 else high - (high - low) * (1 - share)
