@@ -33,6 +33,9 @@ class Settings:
     missed: float = 0.0  #: share of frames that a capture misses
     again: float = 0.0  #: share of writes after which older bytes are sent again
     reordered: float = 0.0  #: share of frames that arrive late
+    shift: int = (
+        0  #: what the box adds to the server's numbers, as SYNPROXY does, whose handshake is not shown
+    )
     largest: tuple[int, int] = (8, 8)  #: segments in one frame at most: client's side, server's side
 
 
@@ -81,8 +84,9 @@ class _Conversation:
         self.acks = [0, 0]
 
     def run(self) -> None:
-        for reply, flags in ((False, _SYN), (True, _SYN | _ACK), (False, _ACK)):
+        for reply, flags in ((False, _SYN), (True, _SYN | _ACK), (False, _ACK)) if not self.s.shift else ():
             self._control(reply=reply, flags=flags)
+        self.acks = self.seq[::-1]
         for _ in range(self.s.writes):
             reply = self.rng.random() < 0.5
             self._write(reply=reply)
@@ -185,10 +189,17 @@ class _Conversation:
         data = b"".join(s.data for s in group)
         if data and group[-1].last:
             flags |= _PSH
+        shift = self.s.shift if point == "outside" else 0
+        seq, ack = group[0].start + shift * reply, self.acks[reply] + shift * (not reply)
         tcp = dpkt.tcp.TCP(
-            sport=source[1], dport=target[1], seq=group[0].start, ack=self.acks[reply], flags=flags, win=501,
+            sport=source[1],
+            dport=target[1],
+            seq=seq % 2**32,
+            ack=ack % 2**32,
+            flags=flags,
+            win=501,
             data=data,
-        )  # fmt: skip
+        )
         packet: dpkt.Packet
         if self.s.version == 4:
             packet = dpkt.ip.IP(src=source[0], dst=target[0], p=6, ttl=ttl, id=group[0].ip_id, df=1, data=tcp)

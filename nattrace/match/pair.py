@@ -290,16 +290,24 @@ class PairState:
                 note_matched(found.a, found.b)
             shifted, suspects = self._resolve_shifted(rows_a, rows_b, done_a, done_b, flows_a, flows_b, edges)
             note_matched(shifted.matches.a, shifted.matches.b)
+            if len(shifted.edges):
+                edges = Edges.concatenate([edges, shifted.edges])
+                lanes = Lanes.of(rows_a, rows_b, flows_a, flows_b, edges)
             open_a, open_b = np.flatnonzero(~done_a), np.flatnonzero(~done_b)
             left_a, left_b = rows_a.take(open_a), rows_b.take(open_b)
-            # where numbers are shifted, equal ones are not the same bytes
+            moved = np.zeros(open_b.size, np.bool_)
+            if shifted.numbering is not None:
+                left_b, moved = shifted.numbering.of_first_point(left_b, flows_b)
+            # where numbers are shifted, and nobody knows by how much, equal ones are not the same bytes
             own = lanes.take(open_a, open_b).without(
                 np.flatnonzero(np.isin(flows_a[left_a.flow], shifted.moved_a)),
                 np.flatnonzero(np.isin(flows_b[left_b.flow], shifted.moved_b)),
             )
             heads = heads.among(open_a, open_b)
             firsts = self._firsts(flows_a, flows_b, edges)
-            pieces = match_pieces(left_a, left_b, own, heads, firsts, self.usual).of_rows(open_a, open_b)
+            pieces = match_pieces(left_a, left_b, own, heads, firsts, self.usual)
+            pieces.say_shifted(moved[pieces.b])
+            pieces = pieces.of_rows(open_a, open_b)
             self.commit_pieces(rows_a, rows_b, pieces)
             note_matched(pieces.a, pieces.b)
             open_a, open_b = np.flatnonzero(~done_a), np.flatnonzero(~done_b)
@@ -351,6 +359,9 @@ class PairState:
         if found.shifts is not None:
             self.shifts.append(found.shifts)
         self.commit(left_a, left_b, found.matches)
+        if self.usual.reach_ns() is None:
+            # behind a proxy nothing else says how long packets take
+            self.usual.learn(left_b.table.time_ns[found.matches.b] - left_a.table.time_ns[found.matches.a])
         for side, left, answered in ((0, left_a, found.answered_a), (1, left_b, found.answered_b)):
             self.give_up(side, left.take(answered), np.full(answered.size, ANSWERED, np.uint8))
         done_a[open_a[np.concatenate([found.matches.a, found.answered_a])]] = True

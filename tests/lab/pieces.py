@@ -123,6 +123,10 @@ def _ported(addressing: Addressing, body: bytes) -> Addressing:
     return replace(addressing, sport=int.from_bytes(body[:2], "big"), dport=int.from_bytes(body[2:4], "big"))
 
 
+#: Instead of a count of bytes: a helper rewrote the payload.
+_REWRITTEN = -1
+
+
 @dataclass(frozen=True, slots=True)
 class Shared:
     """How many bytes two packets share, and have in all: TCP or UDP payload, or IP payload where one is a fragment."""
@@ -150,11 +154,13 @@ def expected_pieces(hop: Hop, points: Mapping[str, Iterable[Seen]]) -> dict[Expe
                 second = [
                     p for p in whole(points[there]) if (p.protocol, p.addressing) == (entry.protocol, after)
                 ]
-                for one, other, size in _pairs(first, second):
+                for one, other, size in _pairs_kept(first, second, hop.keeps):
                     assert other.ttl == one.ttl - 1, (here, one.frame, there, other.frame)
                     row = ExpectedRow(here, one.frame, there, other.frame, direction)  # type: ignore[arg-type]
                     header = 8 if one.protocol == "udp" and not one.cut and not other.cut else 0
                     rows[row] = Shared(size, len(one.body) - header, len(other.body) - header)
+                    if size == _REWRITTEN:
+                        rows[row] = Shared(0, 0, 0)
     return rows
 
 
@@ -212,6 +218,40 @@ def _trains_in_order(first: list[Piece], second: list[Piece]) -> list[tuple[Piec
     if arrived:
         raise UndecidableError(f"frames {[piece.frame for piece in arrived]} were never sent")
     return found
+
+
+def _pairs_kept(first: list[Piece], second: list[Piece], keeps: str) -> list[tuple[Piece, Piece, int]]:
+    """The same where a box `keeps` so much (see `oracle.KEPT`).
+
+    Where it shifts numbers and timestamps bytes say where they are, IP ids which transmission. What has no IP id
+    SYNPROXY has made itself (kernel: synproxy_build_ip). A payload that a helper rewrote keeps its IP id and shares
+    no beginning; it counts as of one size.
+    """
+    if keeps not in ("stream", "proxied"):
+        return _pairs(first, second)
+    found = []
+    for one in first:
+        for other in second:
+            if one.same[1] != other.same[1] or (keeps == "proxied" and not (one.ip_id and other.ip_id)):
+                continue
+            shared = None
+            if one.body and other.body:
+                ahead = _ahead(one.body, other.body)
+                if ahead is not None:
+                    shared = _shared_stream(replace(one, start=0), replace(other, start=ahead % 2**32))
+                elif one.ip_id == other.ip_id and one.body[:5] == other.body[:5] == b"PORT ":
+                    shared = _REWRITTEN
+            elif not one.body and not other.body and one.ip_id == other.ip_id:
+                shared = 0
+            if shared is not None:
+                found.append((one, other, shared))
+    return found
+
+
+def _ahead(one: bytes, other: bytes) -> int | None:
+    """Return how far after the first one's bytes the second one's begin; None where neither holds the other's start."""
+    here, there = one.find(other[:32]), other.find(one[:32])
+    return here if here >= 0 else -there if there >= 0 else None
 
 
 def _without_data(first: list[Piece], second: list[Piece]) -> list[tuple[Piece, Piece, int]]:

@@ -32,6 +32,16 @@ def docker_masquerade(router: Namespace, network: str, bridge: str) -> None:
     router.run(f"iptables -w -t nat -A POSTROUTING -s {network} ! -o {bridge} -j MASQUERADE")
 
 
+def synproxy(router: Namespace, port: int) -> None:
+    """Have the router answer the handshake of what asks for a TCP port, as its documentation says."""
+    router.sysctl("netfilter.nf_conntrack_tcp_loose", 0)
+    router.run(f"iptables -w -t raw -A PREROUTING -i docker0 -p tcp --dport {port} --syn -j CT --notrack")
+    router.run(
+        f"iptables -w -A FORWARD -i docker0 -p tcp --dport {port} -m conntrack --ctstate INVALID,UNTRACKED "
+        "-j SYNPROXY --sack-perm --timestamp --wscale 7 --mss 1460"
+    )
+
+
 def publish(router: Namespace, protocol: str, port: int, container: str, container_port: int) -> None:
     """Publish a container's port as ``docker run -p PORT:CONTAINER_PORT`` does, hairpin masquerade included."""
     router.run(

@@ -35,6 +35,12 @@ def token(size: int = 24) -> bytes:
     return f"token-{next(_TOKENS):08d}".encode().ljust(size, b".")
 
 
+def ftp_port(address: str, port: int) -> bytes:
+    """Return the command that tells an FTP server where to send data (RFC 959 section 4.1.2)."""
+    numbers = [*address.split("."), str(port >> 8), str(port & 255)]
+    return f"PORT {','.join(numbers)}\r\n".encode()
+
+
 def checksum(data: bytes) -> int:
     """Return the Internet checksum (RFC 1071)."""
     padded = data + b"\0" * (len(data) % 2)

@@ -42,6 +42,9 @@ _IN_FLIGHT_NS = 1_000_000_000
 #: A packet without an IP id is its other self only this soon: TCP repeats nothing within 200 ms.
 SOON_NS = 10_000_000
 
+#: Helpers make a payload longer or shorter by less than this; whole segments are longer (RFC 9293 section 3.7.1).
+_GROWTH_BYTES = 256
+
 #: TCP flags that routers leave alone; those of ECN they may clear (kernel: xt_ECN).
 FLAGS = np.uint16(0x03F)
 #: Bytes of TCP options at most (RFC 9293 section 3.1).
@@ -64,6 +67,7 @@ class Anchors:
     with_id: NDArray[np.bool_]  #: has an IP identification
     back: NDArray[np.bool_]  #: goes backward
     growth: NDArray[np.uint32]  #: how much longer its payload is at the second point, modulo 2**32
+    alike: NDArray[np.bool_]  #: begins with the same options and bytes
     time_ns: NDArray[np.int64]  #: at the first point
     flow_a: NDArray[np.int64]  #: merged flow
     flow_b: NDArray[np.int64]
@@ -106,7 +110,7 @@ def worth_waiting(
     """Return which of the given rows may be another point's packets, numbered otherwise or with other options.
 
     `others` are tables of the other point, each with the rows of it that have no partner. The test is cheap and
-    generous: one equal number and the same length, or one equal end and the same IP id.
+    generous: one equal number and the same length, or one equal end and the same IP id, or one equal end and data.
     """
     result = np.zeros(rows.size, np.bool_)
     mine = np.flatnonzero(legible(table, rows))
@@ -169,7 +173,10 @@ def _partial_keys(table: PacketTable, rows: NDArray[np.int64]) -> list[NDArray[n
     telling = (ip_id != 0) | (table.l4_visible[rows] < ACK_END)
     seq, ack = (getattr(table, name)[rows].astype(np.uint64) << _S32 | length for name in ("seq", "ack"))
     with_end = (mix(end ^ ip_id.astype(np.uint64) * M1) for end in ends(table, rows))
-    return [mix(seq * M1), mix(ack * M3), *(np.where(telling, keys, np.uint64(0)) for keys in with_end)]
+    keys = [mix(seq * M1), mix(ack * M3), *(np.where(telling, keys, np.uint64(0)) for keys in with_end)]
+    # data that offload cut as well has neither length nor IP id in common
+    data = table.payload_length[rows] > empty_bytes(table)[rows]
+    return keys + [np.where(data, mix(end * M3), np.uint64(0)) for end in ends(table, rows)]
 
 
 def find_anchors(
@@ -206,11 +213,13 @@ def find_anchors(
     good = np.where(with_id, apart <= TIE_WINDOW_NS, (apart <= SOON_NS) & data)
     a, b, with_id = a[good], b[good], with_id[good]
     growth = table_b.payload_length[b] - table_a.payload_length[a]
+    alike = table_a.content_hash[a] == table_b.content_hash[b]
     nothing = np.zeros(a.size, np.bool_)
     back_a = rows_a.backward[a]
     seq, ack = table_b.seq[b] - table_a.seq[a], table_b.ack[b] - table_a.ack[a]
     found = Anchors(
-        a, b, with_id, back_a, growth, table_a.time_ns[a], flows_a[rows_a.flow[a]], flows_b[rows_b.flow[b]], back_a != rows_b.backward[b],
+        a, b, with_id, back_a, growth, alike, table_a.time_ns[a],
+        flows_a[rows_a.flow[a]], flows_b[rows_b.flow[b]], back_a != rows_b.backward[b],
         np.where(back_a, ack, seq), np.where(back_a, seq, ack),
         (table_a.seq[a].astype(np.uint64) << _S32) | table_a.ack[a],
         np.minimum(table_a.l4_visible[a], table_b.l4_visible[b]) >= ACK_END, nothing, nothing,
@@ -293,8 +302,9 @@ def _agreeing(
         (own,) = group_ids(flow.astype(np.uint64))
         good &= votes >= _SHARE * np.bincount(own)[own]
     agreed: NDArray[np.bool_] = good
-    # the beginning of a packet that was cut as well: it speaks for the shift, and is matched by its bytes
-    shown = found.bound & begins & ~ends_ & ~refused & np.isin(both, both[good])
+    # the beginning of a packet that was cut as well: it is matched by its bytes
+    cut = found.alike | (np.abs(found.growth.view(np.int32)) > _GROWTH_BYTES)
+    shown = found.bound & found.with_id & begins & ~ends_ & ~refused & cut
     return agreed, shown
 
 
@@ -315,11 +325,16 @@ def _supported(found: Anchors, pair: NDArray[np.uint64]) -> tuple[NDArray[np.boo
     own, other = stream | found.back, stream | ~found.back
     seq = np.where(found.back, found.backward, found.forward)
     ack = np.where(found.back, found.forward, found.backward)
+    grown = found.growth != 0
     shifts = [seq, ack, seq + found.growth]
-    said = [way << _S32 | shift for way, shift in zip((own, other, own), shifts, strict=True)]
-    count = np.split(_said(np.concatenate(said), np.tile(found.number, 3)), 3)
-    begins, acknowledges, ends_ = (
-        (times >= ANCHORS_BOUND) | (found.unshifted & (shift == 0))
-        for times, shift in zip(count, shifts, strict=True)
+    begun, acknowledged, ended = (
+        way << _S32 | shift for way, shift in zip((own, other, own), shifts, strict=True)
     )
-    return begins & (acknowledges | ~found.acknowledged), ends_
+    count = np.split(_said(np.concatenate([begun, acknowledged, ended]), np.tile(found.number, 3)), 3)
+    begins, acknowledges = (
+        (times >= ANCHORS_BOUND) | (found.unshifted & (shift == 0))
+        for times, shift in zip(count[:2], shifts[:2], strict=True)
+    )
+    # two super-frames of one size end alike beyond their first segments: what begins there must say so
+    behind = np.isin(ended, np.concatenate([begun, acknowledged])) | (found.unshifted & (shifts[2] == 0))
+    return begins & (acknowledges | ~found.acknowledged), np.where(grown, behind, begins)

@@ -28,6 +28,7 @@ from nattrace.match.renumber.anchors import (
     find_anchors,
     legible,
 )
+from nattrace.match.renumber.numbering import Numbering
 from nattrace.match.ties import TIE_WINDOW_NS
 from nattrace.table import TCP_SYN
 
@@ -45,7 +46,7 @@ class Shifted:
     """What was found: matches, shifts, and the rows of either side that a proxy made or swallowed.
 
     `suspect_a[i]` could be `suspect_b[i]`, and too little speaks for it. Of `moved_a` and `moved_b`, merged flows,
-    equal numbers are not equal bytes.
+    equal numbers are not equal bytes, and nobody knows which are. `edges` are of flows that anchors alone bind.
     """
 
     matches: Matches
@@ -56,6 +57,8 @@ class Shifted:
     suspect_b: NDArray[np.int64]
     moved_a: NDArray[np.int64]
     moved_b: NDArray[np.int64]
+    edges: Edges
+    numbering: Numbering | None
 
 
 def match_shifted(
@@ -73,22 +76,21 @@ def match_shifted(
     """
     rows_a, rows_b = (replace(rows, table=comparable(rows.table)) for rows in (rows_a, rows_b))
     anchors, suspects = find_anchors(rows_a, rows_b, flows_a, flows_b, edges, len(edges))
-    if len(anchors) and not anchors.bound.all():
+    new = anchors.take(~anchors.bound)
+    learned = Matches(new.a, new.b, np.zeros(len(new), np.uint16))
+    fresh = edges_of(rows_a, rows_b, learned, flows_a, flows_b) if len(new) else Edges.empty()
+    if len(fresh):
         # flows that anchors bind may have further ones, of which both numbers are shifted or payloads rewritten
-        new = anchors.take(~anchors.bound)
-        learned = Matches(new.a, new.b, np.zeros(len(new), np.uint16))
-        found = edges_of(rows_a, rows_b, learned, flows_a, flows_b)
         anchors, suspects = find_anchors(
-            rows_a, rows_b, flows_a, flows_b, Edges.concatenate([edges, found]), len(edges)
+            rows_a, rows_b, flows_a, flows_b, Edges.concatenate([edges, fresh]), len(edges)
         )
     nothing = np.empty(0, np.int64)
     # without an IP id, equal lengths and one equal number are too common to bar anything
-    moved = [anchors.moved, suspects.moved & suspects.with_id]
-    flows = [np.concatenate([getattr(each, f)[rows] for each, rows in zip((anchors, suspects), moved, strict=True)])
-             for f in ("flow_a", "flow_b")]  # fmt: skip
+    moved = suspects.take(suspects.moved & suspects.with_id)
+    doubt = suspects.a, suspects.b, moved.flow_a, moved.flow_b, fresh
     if not len(anchors):
         none = Matches(nothing, nothing, np.empty(0, np.uint16))
-        return Shifted(none, None, nothing, nothing, suspects.a, suspects.b, *flows)
+        return Shifted(none, None, nothing, nothing, *doubt, None)
     known = _Known.of(anchors, rows_b.table.time_ns[anchors.b])
     here = _Side.of(rows_a, known.lanes(flows_a[rows_a.flow], known.flow_a), known.first_a)
     there = _Side.of(rows_b, known.lanes(flows_b[rows_b.flow], known.flow_b), known.first_b)
@@ -107,9 +109,8 @@ def match_shifted(
         _told(rows_a, rows_b, known, agreed[grown]),
         here.rows[_answered(here, known, a)],
         there.rows[_answered(there, known, b)],
-        suspects.a,
-        suspects.b,
-        *flows,
+        *doubt,
+        Numbering.of(rows_b, known.anchors, known.lane, known.flow_b, known.swap, known.unshifted),
     )
 
 

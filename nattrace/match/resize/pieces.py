@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nattrace.match import evidence
 from nattrace.match.outcome import Matches
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ class Pieces:
         """Return the pieces of all parts, which must be about different rows."""
         joined = [cls.none(), *parts]
         return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in joined]) for f in fields(cls)})
+
+    def say_shifted(self, moved: NDArray[np.bool_]) -> None:
+        """Put right the evidence of those pairs whose numbers were not equal as they stand in the packets."""
+        self.flags[moved] &= ~np.uint16(evidence.TCP_SEQ | evidence.TCP_ACK)
+        self.flags[moved] |= np.uint16(evidence.SHIFTED)
 
     def of_rows(self, rows_a: NDArray[np.int64], rows_b: NDArray[np.int64]) -> Pieces:
         """Return the same pieces with row r of side a called rows_a[r], and of side b rows_b[r]."""

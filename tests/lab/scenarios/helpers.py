@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lab import rules, sip
 from lab.scenarios.recording import NotHereError, kernel_truth, recorded
 from lab.topology import SERVERS, SERVERS_V6, UPLINK, client_address, client_address_v6, lab
-from lab.traffic import TcpConnection, TcpServer, UdpClient, UdpServer, closing_all
+from lab.traffic import TcpConnection, TcpServer, UdpClient, UdpServer, closing_all, ftp_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SENT_AGAIN_S = 0.5
 
 
-def _help(router: Namespace, protocol: str, port: int, helper: str, tool: str = "iptables") -> None:
+def give_helper(router: Namespace, protocol: str, port: int, helper: str, tool: str = "iptables") -> None:
     """Give connections to a port a helper; skips where the kernel does not have it."""
     try:
         router.run(f"{tool} -w -t raw -A PREROUTING -p {protocol} --dport {port} -j CT --helper {helper}")
@@ -34,7 +34,7 @@ def ftp_active(folder: Path) -> Truth:
     """FTP helper: a masqueraded client's PORT is rewritten and grows; all its later bytes are shifted."""
     with lab(clients=2) as net:
         rules.docker_nat(net.router)
-        _help(net.router, "tcp", 21, "ftp")
+        give_helper(net.router, "tcp", 21, "ftp")
         control = TcpServer(net.internet, SERVERS[0], 21)
         with closing_all(control), recorded(net, folder):
             connections = [
@@ -47,9 +47,9 @@ def ftp_active(folder: Path) -> Truth:
             for round_ in range(2):
                 for n, connection in enumerate(connections):
                     port = 50000 + 10 * n + round_
-                    asked = _ftp_port(client_address(n + 1), port)
+                    asked = ftp_port(client_address(n + 1), port)
                     connection.exchange(
-                        asked, b"200 PORT command successful.\r\n", arrives=_ftp_port(UPLINK, port)
+                        asked, b"200 PORT command successful.\r\n", arrives=ftp_port(UPLINK, port)
                     )
                     connection.exchange(b"LIST\r\n", b"150 Opening data connection.\r\n")
                     connection.exchange(b"NOOP\r\n", b"226 Transfer complete.\r\n")
@@ -63,7 +63,7 @@ def ftp_passive(folder: Path) -> Truth:
     with lab(clients=1) as net:
         rules.docker_nat(net.router)
         rules.publish(net.router, "tcp", 21, client_address(1), 21)
-        _help(net.router, "tcp", 21, "ftp")
+        give_helper(net.router, "tcp", 21, "ftp")
         control = TcpServer(net.clients[0], client_address(1), 21)
         with closing_all(control), recorded(net, folder):
             connection = TcpConnection(net.internet, 50000, control, (UPLINK, 21), SERVERS[0])
@@ -81,11 +81,6 @@ def ftp_passive(folder: Path) -> Truth:
         return kernel_truth(net, folder, keeps="stream")
 
 
-def _ftp_port(address: str, port: int) -> bytes:
-    numbers = [*address.split("."), str(port >> 8), str(port & 255)]
-    return f"PORT {','.join(numbers)}\r\n".encode()
-
-
 def _ftp_passive(address: str, port: int) -> bytes:
     numbers = [*address.split("."), str(port >> 8), str(port & 255)]
     return f"227 Entering Passive Mode ({','.join(numbers)}).\r\n".encode()
@@ -95,7 +90,7 @@ def sip_udp(folder: Path) -> Truth:
     """SIP helper: two telephones behind one address, calls both ways; it rewrites every datagram."""
     with lab(clients=2) as net:
         rules.docker_nat(net.router)
-        _help(net.router, "udp", 5060, "sip")
+        give_helper(net.router, "udp", 5060, "sip")
         _telephony(net, folder, SERVERS[0], [client_address(n) for n in (1, 2)])
         return kernel_truth(net, folder, keeps="named", unique_payloads=False)
 
@@ -104,7 +99,7 @@ def sip_udp_ipv6(folder: Path) -> Truth:
     """SIP helper over IPv6, where no packet has an identification."""
     with lab(clients=2, ipv6=True) as net:
         rules.masquerade_v6(net.router, "fd00:17::/64")
-        _help(net.router, "udp", 5060, "sip", "ip6tables")
+        give_helper(net.router, "udp", 5060, "sip", "ip6tables")
         _telephony(net, folder, SERVERS_V6[0], [client_address_v6(n) for n in (1, 2)])
         return kernel_truth(net, folder, keeps="named", unique_payloads=False)
 
@@ -229,7 +224,7 @@ def sip_tcp(folder: Path) -> Truth:
     """SIP helper over TCP: every message grows or shrinks, so each shifts its stream a little further."""
     with lab(clients=2) as net:
         rules.docker_nat(net.router)
-        _help(net.router, "tcp", 5060, "sip")
+        give_helper(net.router, "tcp", 5060, "sip")
         desk = f"sip:desk@{SERVERS[0]}"
         server = TcpServer(net.internet, SERVERS[0], 5060)
         with closing_all(server), recorded(net, folder):

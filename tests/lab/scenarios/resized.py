@@ -14,9 +14,10 @@ import dpkt
 
 from lab import rules, topology
 from lab.pieces import SEGMENT
+from lab.scenarios.helpers import give_helper
 from lab.scenarios.recording import NotHereError, kernel_truth, recorded
-from lab.topology import SERVERS, SERVERS_V6, lab
-from lab.traffic import Pinger, TcpConnection, TcpServer, UdpClient, UdpServer, closing_all
+from lab.topology import SERVERS, SERVERS_V6, UPLINK, client_address, lab
+from lab.traffic import Pinger, TcpConnection, TcpServer, UdpClient, UdpServer, closing_all, ftp_port
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -67,6 +68,45 @@ def tcp_segmented_ipv6(folder: Path, *, size: int = 4_400) -> Truth:
         _offload(net.internet, "eth0", _CUT, _ALONE)
         _exchange(net, folder, SERVERS_V6[0], size)
         return kernel_truth(net, folder, unique_payloads=False, resized=True)
+
+
+def tcp_segmented_behind_synproxy(folder: Path) -> Truth:
+    """SYNPROXY shifts every number of the server, and super-frames are cut and merged on the way as well."""
+    with lab(clients=2, offload=True) as net:
+        rules.docker_nat(net.router)
+        rules.synproxy(net.router, 80)
+        _offload(net.router, "eth0", _CUT, _MERGE)
+        _offload(net.internet, "eth0", _CUT, _ALONE)
+        _exchange(net, folder, SERVERS[0], 8_000)
+        return kernel_truth(net, folder, unique_payloads=False, resized=True, keeps="proxied")
+
+
+def tcp_segmented_behind_a_helper(folder: Path) -> Truth:
+    """FTP helper: a rewritten PORT shifts what follows on the control connection, long answers as super-frames."""
+    with lab(clients=2, offload=True) as net:
+        rules.docker_nat(net.router)
+        _offload(net.router, "eth0", _CUT, _MERGE)
+        _offload(net.internet, "eth0", _CUT, _ALONE)
+        give_helper(net.router, "tcp", 21, "ftp")
+        control = TcpServer(net.internet, SERVERS[0], 21)
+        with closing_all(control), _far(net, folder):
+            for n, client in enumerate(net.clients, 1):
+                connection = TcpConnection(client, 40000, control, (SERVERS[0], 21))
+                connection.exchange(b"USER anonymous\r\n", b"230 Guest login ok.\r\n")
+                for port in (50_000 + 10 * n, 50_001 + 10 * n):
+                    asked, arrives = (ftp_port(address, port) for address in (client_address(n), UPLINK))
+                    connection.exchange(asked, b"200 PORT command successful.\r\n", arrives=arrives)
+                    # as STAT of a folder is answered, and what a client that talks much asks
+                    connection.exchange(_lines(300), _lines(4_400))
+                    connection.exchange(_lines(3_200), _lines(300))
+                connection.close()
+        return kernel_truth(net, folder, unique_payloads=False, resized=True, keeps="stream")
+
+
+def _lines(size: int) -> bytes:
+    """Return printable lines of random letters."""
+    letters = bytes(97 + n % 26 for n in _BYTES.randbytes(size))
+    return b"\r\n".join(letters[at : at + 70] for at in range(0, size - 2, 72)) + b"\r\n"
 
 
 def tcp_merged(folder: Path, *, size: int = 4_400) -> Truth:
@@ -301,6 +341,8 @@ SCENARIOS = (
     fragments_ipv6,
     tcp_segmented,
     tcp_segmented_ipv6,
+    tcp_segmented_behind_synproxy,
+    tcp_segmented_behind_a_helper,
     tcp_merged,
     tcp_cut_elsewhere,
     tcp_segmented_with_losses,

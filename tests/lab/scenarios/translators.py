@@ -104,12 +104,7 @@ def synproxy(folder: Path) -> Truth:
     """SYNPROXY answers the handshake itself: every number of the server is shifted for the clients."""
     with lab(clients=2) as net:
         rules.docker_nat(net.router)
-        net.router.sysctl("netfilter.nf_conntrack_tcp_loose", 0)
-        net.router.run("iptables -w -t raw -A PREROUTING -i docker0 -p tcp --dport 80 --syn -j CT --notrack")
-        net.router.run(
-            "iptables -w -A FORWARD -i docker0 -p tcp --dport 80 -m conntrack --ctstate INVALID,UNTRACKED "
-            "-j SYNPROXY --sack-perm --timestamp --wscale 7 --mss 1460"
-        )
+        rules.synproxy(net.router, 80)
         tcp = TcpServer(net.internet, SERVERS[0], 80)
         with closing_all(tcp), recorded(net, folder):
             connections = [TcpConnection(client, 41000, tcp, (SERVERS[0], 80)) for client in net.clients]

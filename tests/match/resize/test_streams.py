@@ -73,6 +73,47 @@ def test_what_was_cut_and_merged_is_found_to_the_last_byte(
 
 
 @EXAMPLES
+@given(seed=st.integers(0, 10**6), largest=LARGEST, shift=st.integers(1, 2**32 - 1))
+def test_behind_a_proxy_that_shifts_numbers_every_byte_is_found(
+    seed: int, largest: tuple[int, int], shift: int
+) -> None:
+    drawn = Settings(seed=seed, largest=largest, shift=shift, writes=24)
+    report, rows, truth = judged(drawn)
+    assert set(rows) == set(truth.shared)
+    check_sizes(report, truth)
+    assert {"shifted-numbers"} <= {each for row in rows.values() for each in row.evidence}
+    assert sum(c.lost + c.ambiguous + c.unknowable for f in report.flows for c in f.crossings) == 0
+
+
+@EXAMPLES
+@given(
+    seed=st.integers(0, 10**6),
+    largest=LARGEST,
+    shift=st.integers(1, 2**32 - 1),
+    counted=st.booleans(),
+    again=st.sampled_from([0.0, 0.4]),
+    trouble=st.tuples(*[st.sampled_from([0.0, 0.1, 0.3])] * 3),
+    snaplen=st.sampled_from([54, 62, 66, 262144]),
+)
+def test_behind_such_a_proxy_no_row_is_wrong_whatever_happens(
+    seed: int,
+    largest: tuple[int, int],
+    shift: int,
+    counted: bool,
+    again: float,
+    trouble: tuple[float, float, float],
+    snaplen: int,
+) -> None:
+    lost, missed, reordered = trouble
+    drawn = Settings(
+        seed=seed, largest=largest, shift=shift, writes=24, counted=counted,
+        again=again, lost=lost, missed=missed, reordered=reordered,
+    )  # fmt: skip
+    _, rows, truth = judged(drawn, snaplen)
+    assert not set(rows) - set(truth.shared)
+
+
+@EXAMPLES
 @given(seed=st.integers(0, 10**6), largest=LARGEST)
 def test_identifications_tell_retransmissions_from_what_was_lost(seed: int, largest: tuple[int, int]) -> None:
     drawn = Settings(seed=seed, largest=largest, writes=25, lost=0.1, missed=0.05, again=0.3, reordered=0.05)
