@@ -126,14 +126,11 @@ def install_tcpdump(
     on_message: Callable[[str], None] = lambda _: None,
 ) -> list[str]:
     """Put a tcpdump that needs no libraries of the host into the folder `target`; return the names put there."""
-    from nattrace.capture.engine import connect  # noqa: PLC0415 - docker takes a second to load
+    from nattrace.capture.engine import connected  # noqa: PLC0415 - docker takes a second to load
 
-    client = connect()
-    try:
+    with connected() as client:
         identity = helper_image(client, image, recipe=recipe, base=base, on_message=on_message)
         return install(client, identity, Path(target))
-    finally:
-        client.close()
 
 
 def _prepare(
@@ -175,16 +172,15 @@ def _prepare(
 def _client(request: Request, stack: ExitStack) -> Any | None:
     """Return the engine, None where ``host`` does without: there is none, or it knows nothing of this machine."""
     selection = request.selection
-    from nattrace.capture.engine import connect  # noqa: PLC0415 - docker takes a second to load
+    from nattrace.capture.engine import connected  # noqa: PLC0415 - docker takes a second to load
 
     dispensable = request.via == "host" and not (selection.containers or selection.networks)
     try:
-        client = connect()
+        client = stack.enter_context(connected())
     except CaptureError:
         if dispensable:
             return None
         raise
-    stack.callback(client.close)
     if request.via == "host" and not _local(client):
         if dispensable:
             return None

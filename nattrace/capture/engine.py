@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from nattrace.capture.errors import CaptureError
+from nattrace.capture.ssh import SshBridge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,12 +24,22 @@ _SOCKETS: Final = (
     "{runtime}/podman/podman.sock",
 )
 
+#: The same on a machine behind ssh.
+_SOCKETS_THERE: Final = (
+    "${DOCKER_HOST#unix://}",
+    *(place.format(runtime="${XDG_RUNTIME_DIR:-/run/user/$(id -u)}") for place in _SOCKETS),
+)
+
+#: Whether a client of ours speaks through an SshBridge, whose socket is here and whose engine is not.
+_BRIDGED: Final = "nattrace_bridged"
+
 #: Seconds that an engine may take for one answer; building an image takes longer and says so.
 TIMEOUT_S: Final = 60
 
 
-def connect() -> Any:
-    """Return a client of the engine that DOCKER_HOST, DOCKER_CONTEXT or the docker command's context name.
+@contextmanager
+def connected() -> Iterator[Any]:
+    """Give a client of the engine that DOCKER_HOST, DOCKER_CONTEXT or the docker command's context name.
 
     Without any of them, the first socket that exists is taken: Docker's, rootless Docker's, Podman's.
 
@@ -37,24 +48,36 @@ def connect() -> Any:
     CaptureError
         No engine answers, or it refuses the caller; the message says which one was asked.
     """
+    with ExitStack() as stack:
+        yield _connect(stack)
+
+
+def _connect(stack: ExitStack) -> Any:
     import docker  # noqa: PLC0415 - a second to load
 
-    address, client = "?", None
+    address, bridge = "?", None
     try:
         address, tls = _address()
-        _knock(address)
-        client = docker.DockerClient(base_url=address, tls=tls or False, timeout=TIMEOUT_S, version="auto")
+        if address.startswith("ssh://"):
+            bridge = SshBridge(address, _SOCKETS_THERE)
+            stack.callback(bridge.close)
+        url = address if bridge is None else bridge.url
+        _knock(url)
+        client = docker.DockerClient(base_url=url, tls=tls or False, timeout=TIMEOUT_S, version="auto")
+        stack.callback(client.close)
         client.ping()
     except (docker.errors.DockerException, OSError, ValueError) as error:
-        if client is not None:
-            client.close()
+        if bridge is not None and (said := bridge.complaint()):
+            raise CaptureError(f"{address}: {said}") from error
         raise _no_engine(address, error) from error
+    setattr(client, _BRIDGED, bridge is not None)
     return client
 
 
 def is_local(client: Any) -> bool:
     """Tell whether the engine runs on this machine: its interfaces are then the ones seen here."""
-    return str(client.api.base_url).startswith(("http+docker://localhost", "http+docker://localunixsocket"))
+    sockets = ("http+docker://localhost", "http+docker://localunixsocket")
+    return not getattr(client, _BRIDGED, False) and str(client.api.base_url).startswith(sockets)
 
 
 def is_podman(client: Any) -> bool:

@@ -22,6 +22,12 @@ def tcpdump_complaint(said: str) -> str:
     return line.removeprefix("tcpdump:").strip()[:300]
 
 
+def last_line(said: bytes) -> str:
+    """Return the last line that a program printed."""
+    lines = [line.strip() for line in said.decode("utf-8", "replace").splitlines() if line.strip()]
+    return (lines or [""])[-1][:200]
+
+
 def start_failure(interface: str, said: str) -> CaptureError:
     """Return the error for a tcpdump that did not start listening on `interface`."""
     complaint = tcpdump_complaint(said)

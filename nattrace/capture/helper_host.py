@@ -13,9 +13,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from nattrace.capture.engine import complaint, engine_errors
-from nattrace.capture.errors import CaptureError
+from nattrace.capture.errors import CaptureError, last_line
 from nattrace.capture.helper_container import SPARE_S, marks, privileges, remove
-from nattrace.capture.host import Lacking, last_line
+from nattrace.capture.host import Lacking
 from nattrace.capture.iproute import COMMANDS, FORMS
 from nattrace.capture.recorder import SAID_BYTES
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from nattrace.capture import kernel_state
+from nattrace.capture.errors import last_line
 from nattrace.capture.recorder import SAID_BYTES, end_with_parent, find_program
 
 if TYPE_CHECKING:
@@ -136,12 +137,6 @@ class _Child:
 def one_line(failure: BaseException) -> str:
     """Return what went wrong, on one short line."""
     return " ".join(str(failure).split())[:200]
-
-
-def last_line(said: bytes) -> str:
-    """Return the last line that a program printed."""
-    lines = [line.strip() for line in said.decode("utf-8", "replace").splitlines() if line.strip()]
-    return (lines or [""])[-1][:200]
 
 
 def _program(name: str) -> str:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from nattrace.bundle.manifest import CONTEXT_FOLDER, Missing
 from nattrace.capture.containers import ContainerWatch, running
-from nattrace.capture.host import Lacking, last_line, one_line
+from nattrace.capture.errors import last_line
+from nattrace.capture.host import Lacking, one_line
 from nattrace.capture.kernel_state import QUESTIONS
 from nattrace.capture.networks import networks
 

@@ -136,14 +136,14 @@ def test_without_an_engine_the_message_says_where_it_was_looked_for(
     with pytest.raises(
         CaptureError, match=r"unix:///nonexistent/docker\.sock: no Docker engine there; start it"
     ):
-        engine.connect()
+        engine.connected().__enter__()
     (no_engine / "podman").mkdir()
     (no_engine / "podman/podman.sock").touch()
     with pytest.raises(CaptureError, match=f"unix://{no_engine}/podman/podman.sock: no Docker engine there"):
-        engine.connect()
+        engine.connected().__enter__()
     monkeypatch.setenv("DOCKER_HOST", f"unix://{no_engine}/mine.sock")
     with pytest.raises(CaptureError, match=f"unix://{no_engine}/mine.sock: no Docker engine there"):
-        engine.connect()
+        engine.connected().__enter__()
 
 
 def test_the_context_of_the_docker_command_is_used(no_engine: Path) -> None:
@@ -158,4 +158,4 @@ def test_the_context_of_the_docker_command_is_used(no_engine: Path) -> None:
     # docker-py looks for contexts beside the command's configuration.
     (no_engine / "docker/config.json").write_text('{"currentContext": "far"}')
     with pytest.raises(CaptureError, match=f"{host}: no Docker engine there"):
-        engine.connect()
+        engine.connected().__enter__()
