@@ -64,13 +64,15 @@ def duplicates(
     # nobody repeats a SYN within a second (RFC 6298), so two at once need no IP id to be one
     syn = (table.tcp_flags[first] & np.uint16(TCP_SYN)) != 0
     at_once = ~passed & (apart <= _AT_ONCE_NS)
+    soon = ~conflict & (apart <= UNCHANGED_NS)
     udp = (table.protocol[first] == UDP) & ~passed
-    if udp.any():
+    # a look at whole chunks, for few packets: datagrams that repeat themselves have no identifications mostly
+    if (udp & vouched & soon).any():
         trains = _in_trains(rows, everything)
         vouched &= ~(udp & (trains[first] | trains[second]))
     once = vouched | syn | (passed & tcp)
     once |= at_once & (extent <= _MOST_RECORDS) & _sent_once(table)[first]
-    unchanged = ~conflict & (apart <= UNCHANGED_NS) & once
+    unchanged = soon & once
     told = np.unique(second[unchanged])
     unsure = at_once & ~conflict & ~unchanged & (extent == 2) & table.residual_known[first]
     unsure &= udp | (table.protocol[first] == TCP)
