@@ -52,6 +52,9 @@ def match_by_binding(
     lane_a, lane_b = lanes.lane_a[on_a].astype(np.uint64), lanes.lane_b[on_b].astype(np.uint64)
     key_a = mix(getattr(rows_a, by)[on_a] ^ lane_a * M1)
     key_b = mix(getattr(rows_b, by)[on_b] ^ lane_b * M1)
+    for_a, for_b = _for_equals(rows_a, on_a, key_a, key_b), _for_equals(rows_b, on_b, key_b, key_a)
+    on_a, key_a, lane_a = on_a[for_a], key_a[for_a], lane_a[for_a]
+    on_b, key_b, lane_b = on_b[for_b], key_b[for_b], lane_b[for_b]
     # what shows nothing but a length has all packets of its lane for rivals, whatever their lengths
     rivals_a = np.where(_mute(rows_a, on_a, by), mix(lane_a * M2), key_a)
     rivals_b = np.where(_mute(rows_b, on_b, by), mix(lane_b * M2), key_b)
@@ -86,6 +89,17 @@ def match_by_binding(
     _, flags, conflict = evidence.weigh(rows_a.table, a, rows_b.table, b, book, renumbered=renumbered)
     flags |= np.uint16(evidence.BINDING) | ranked * np.uint16(evidence.NEAREST)
     return Matches(a[~conflict], b[~conflict], flags[~conflict])
+
+
+def _for_equals(
+    rows: Rows, chosen: NDArray[np.int64], keys: NDArray[np.uint64], others: NDArray[np.uint64]
+) -> NDArray[np.bool_]:
+    """Return which of the chosen packets wait for an equal one.
+
+    TCP waits for pieces and shifted selves as well, and then says nothing of how many packets lack their twins.
+    """
+    result: NDArray[np.bool_] = np.isin(keys, others) | (rows.table.protocol[chosen] != TCP)
+    return result
 
 
 def _distinct(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
