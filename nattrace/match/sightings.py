@@ -17,6 +17,7 @@ import numpy as np
 from nattrace.match import evidence
 from nattrace.match.duplicates import UNCHANGED_NS, duplicates, repeated
 from nattrace.match.flows import sorted_groups
+from nattrace.match.handshakes import Handshakes
 from nattrace.match.keys import commonplace_keys, flow_hash, has_ports
 from nattrace.match.rows import Rows
 from nattrace.table import TCP
@@ -49,6 +50,7 @@ class Sightings:
 
     #: flows that belong to a layer, by `flow_hash`: 0 for the point's first
     turn_of_flow: dict[int, int] = field(default_factory=dict)
+    _handshakes: Handshakes = field(default_factory=Handshakes)
     _before: Rows | None = None
 
     def turns(self, rows: Rows, book: AddressBook) -> NDArray[np.int8] | None:
@@ -63,6 +65,8 @@ class Sightings:
         if again.size:
             duplicate = again[self._learn(_taken(parts, again), parts, book)]
             duplicate = duplicate[duplicate >= start] - start
+        joined = self._handshakes.joined(parts, self.turn_of_flow)
+        self._part({flow: set(sides) for sides in joined for flow in sides})
         self._before = _copied(rows, max(len(rows) - _REMEMBERED, 0))
         if not duplicate.size and not any(self.turn_of_flow.values()):
             return None

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lab import rules
+from lab.recorder import Recording
 from lab.scenarios.recording import NotHereError, kernel_truth, recorded
 from lab.topology import (
     SERVERS,
@@ -103,17 +104,33 @@ def _masqueraded(folder: Path, *mangling: str, keeps: str, ecn: bool = False) ->
 def synproxy(folder: Path) -> Truth:
     """SYNPROXY answers the handshake itself: every number of the server is shifted for the clients."""
     with lab(clients=2) as net:
-        rules.docker_nat(net.router)
-        rules.synproxy(net.router, 80)
-        tcp = TcpServer(net.internet, SERVERS[0], 80)
-        with closing_all(tcp), recorded(net, folder):
-            connections = [TcpConnection(client, 41000, tcp, (SERVERS[0], 80)) for client in net.clients]
-            for _ in range(4):
-                for connection in connections:
-                    connection.exchange(token(80), token(300))
-            for connection in connections:
-                connection.close()
+        with recorded(net, folder):
+            _behind_synproxy(net)
         return kernel_truth(net, folder, keeps="proxied")
+
+
+def synproxy_in_one_capture(folder: Path) -> Truth:
+    """The same in one capture of all interfaces, with headers that do not number them."""
+    with lab(clients=2, bridge_netfilter=False) as net:
+        with Recording.into(folder) as recording:
+            recording.conntrack(net.router, "conntrack.txt")
+            recording.capture(net.router, "any", link_type="LINUX_SLL")
+            _behind_synproxy(net)
+        (hop,) = kernel_truth(net, folder, keeps="proxied").hops
+        return Truth((replace(hop, inner="any", outer="any", repeats=True),), unique_payloads=True)
+
+
+def _behind_synproxy(net: Lab) -> None:
+    rules.docker_nat(net.router)
+    rules.synproxy(net.router, 80)
+    tcp = TcpServer(net.internet, SERVERS[0], 80)
+    with closing_all(tcp):
+        connections = [TcpConnection(client, 41000, tcp, (SERVERS[0], 80)) for client in net.clients]
+        for _ in range(4):
+            for connection in connections:
+                connection.exchange(token(80), token(300))
+        for connection in connections:
+            connection.close()
 
 
 def nat66(folder: Path) -> Truth:
@@ -298,6 +315,7 @@ SCENARIOS = (
     ttl_and_dscp_rewritten,
     ttl_raised,
     synproxy,
+    synproxy_in_one_capture,
     nat66,
     npt,
     nat64,
