@@ -36,6 +36,7 @@ class Settings:
     shift: int = (
         0  #: what the box adds to the server's numbers, as SYNPROXY does, whose handshake is not shown
     )
+    connections: int = 1  #: one after the other on the same ports, with numbers and a shift of their own
     largest: tuple[int, int] = (8, 8)  #: segments in one frame at most: client's side, server's side
 
 
@@ -80,11 +81,20 @@ class _Conversation:
             "outside": [],
         }
         self.transmissions = 0
+        self.shift = settings.shift
         self.again: set[int] = set()
         self.acks = [0, 0]
 
     def run(self) -> None:
-        for reply, flags in ((False, _SYN), (True, _SYN | _ACK), (False, _ACK)) if not self.s.shift else ():
+        for number in range(self.s.connections):
+            if number:
+                self.now_ns += 2_000_000_000
+                self.seq = [self.rng.getrandbits(32), self.rng.getrandbits(32)]
+                self.shift = self.rng.getrandbits(32) if self.shift else 0
+            self._connect()
+
+    def _connect(self) -> None:
+        for reply, flags in ((False, _SYN), (True, _SYN | _ACK), (False, _ACK)) if not self.shift else ():
             self._control(reply=reply, flags=flags)
         self.acks = self.seq[::-1]
         for _ in range(self.s.writes):
@@ -189,7 +199,7 @@ class _Conversation:
         data = b"".join(s.data for s in group)
         if data and group[-1].last:
             flags |= _PSH
-        shift = self.s.shift if point == "outside" else 0
+        shift = self.shift if point == "outside" else 0
         seq, ack = group[0].start + shift * reply, self.acks[reply] + shift * (not reply)
         tcp = dpkt.tcp.TCP(
             sport=source[1],

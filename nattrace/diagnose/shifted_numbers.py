@@ -39,7 +39,7 @@ def shifted_numbers(shifts: Sequence[SequenceShift], names: Sequence[str]) -> li
                 "(SYNPROXY, a firewall's SYN defence)"
             )
         else:
-            why = "from some packet on: a box in between rewrites payloads (the FTP or SIP helper)"
+            why = "from some packet on: a box in between rewrites payloads (a helper for FTP, SIP or IRC)"
         message = (
             f"TCP sequence numbers of {count} are shifted {where} {why}; "
             f"flow {first.flow}: {_amount(first, stop)}"

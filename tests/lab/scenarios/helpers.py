@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from lab import rules, sip
 from lab.scenarios.recording import NotHereError, kernel_truth, recorded
 from lab.topology import SERVERS, SERVERS_V6, UPLINK, client_address, client_address_v6, lab
-from lab.traffic import TcpConnection, TcpServer, UdpClient, UdpServer, closing_all, ftp_port
+from lab.traffic import TcpConnection, TcpServer, UdpClient, UdpServer, closing_all, ftp_port, token
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -247,10 +248,52 @@ def sip_tcp(folder: Path) -> Truth:
         return kernel_truth(net, folder, keeps="stream", unique_payloads=False)
 
 
+def irc_dcc(folder: Path) -> Truth:
+    """IRC helper: an offer's address is rewritten by another of one length, a port that is taken by another one."""
+    with lab(clients=2) as net:
+        rules.docker_nat(net.router)
+        give_helper(net.router, "tcp", 6667, "irc")
+        server = TcpServer(net.internet, SERVERS[0], 6667)
+        with closing_all(server), recorded(net, folder):
+            connections = [TcpConnection(client, 41000, server, (SERVERS[0], 6667)) for client in net.clients]
+            for n, connection in enumerate(connections, 1):
+                connection.exchange(b"NICK user\r\n", b":irc 001 user :Welcome\r\n")
+                for port in (9_998, 9_999):
+                    address = int(ipaddress.ip_address(client_address(n)))
+                    said = connection.ask(b"PRIVMSG bob :\1DCC SEND notes %d %d 1024\1\r\n" % (address, port))
+                    assert b"%d" % int(ipaddress.ip_address(UPLINK)) in said
+                    connection.exchange(b"PING :a\r\n", b":irc PONG irc :a\r\n")
+            for connection in connections:
+                connection.close()
+        return kernel_truth(net, folder, keeps="stream", unique_payloads=False)
+
+
+def tftp(folder: Path) -> Truth:
+    """TFTP helper: a server answers from another port than it was asked at, which is a translation of its own."""
+    with lab(clients=2) as net:
+        rules.docker_nat(net.router)
+        give_helper(net.router, "udp", 69, "tftp")
+        asked = UdpServer(net.internet, SERVERS[0], 69)
+        answering = [UdpServer(net.internet, SERVERS[0], port) for port in (30_000, 30_001)]
+        clients = [UdpServer(client, client_address(n), 40_000) for n, client in enumerate(net.clients, 1)]
+        with closing_all(asked, *answering, *clients), recorded(net, folder):
+            for client, server in zip(clients, answering, strict=True):
+                client.send(b"\0\1" + token() + b"\0octet\0", (SERVERS[0], 69))
+                _, peer = asked.receive()
+                for block in (b"\0\1", b"\0\2"):
+                    server.send(b"\0\3" + block + token(100), peer)
+                    _, whence = client.receive()
+                    client.send(b"\0\4" + block, whence)
+                    server.receive()
+        return kernel_truth(net, folder)
+
+
 SCENARIOS = (
     ftp_active,
     ftp_passive,
     sip_udp,
     sip_udp_ipv6,
     sip_tcp,
+    irc_dcc,
+    tftp,
 )

@@ -73,11 +73,16 @@ def test_what_was_cut_and_merged_is_found_to_the_last_byte(
 
 
 @EXAMPLES
-@given(seed=st.integers(0, 10**6), largest=LARGEST, shift=st.integers(1, 2**32 - 1))
+@given(
+    seed=st.integers(0, 10**6),
+    largest=LARGEST,
+    shift=st.integers(1, 2**32 - 1),
+    connections=st.sampled_from([1, 1, 3]),
+)
 def test_behind_a_proxy_that_shifts_numbers_every_byte_is_found(
-    seed: int, largest: tuple[int, int], shift: int
+    seed: int, largest: tuple[int, int], shift: int, connections: int
 ) -> None:
-    drawn = Settings(seed=seed, largest=largest, shift=shift, writes=24)
+    drawn = Settings(seed=seed, largest=largest, shift=shift, writes=24, connections=connections)
     report, rows, truth = judged(drawn)
     assert set(rows) == set(truth.shared)
     check_sizes(report, truth)
@@ -93,6 +98,7 @@ def test_behind_a_proxy_that_shifts_numbers_every_byte_is_found(
     counted=st.booleans(),
     again=st.sampled_from([0.0, 0.4]),
     trouble=st.tuples(*[st.sampled_from([0.0, 0.1, 0.3])] * 3),
+    connections=st.sampled_from([1, 2]),
     snaplen=st.sampled_from([54, 62, 66, 262144]),
 )
 def test_behind_such_a_proxy_no_row_is_wrong_whatever_happens(
@@ -102,11 +108,12 @@ def test_behind_such_a_proxy_no_row_is_wrong_whatever_happens(
     counted: bool,
     again: float,
     trouble: tuple[float, float, float],
+    connections: int,
     snaplen: int,
 ) -> None:
     lost, missed, reordered = trouble
     drawn = Settings(
-        seed=seed, largest=largest, shift=shift, writes=24, counted=counted,
+        seed=seed, largest=largest, shift=shift, writes=24, counted=counted, connections=connections,
         again=again, lost=lost, missed=missed, reordered=reordered,
     )  # fmt: skip
     _, rows, truth = judged(drawn, snaplen)
