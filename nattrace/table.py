@@ -23,7 +23,7 @@ DONT_FRAGMENT = 0x4000
 FRAGMENT_OFFSET = 0x1FFF
 
 #: IP protocol numbers (IANA) that have ports, ids or invariants nattrace knows.
-ICMP, TCP, UDP, DCCP, ICMPV6, SCTP, UDPLITE = 1, 6, 17, 33, 58, 132, 136
+ICMP, TCP, UDP, DCCP, GRE, ICMPV6, SCTP, UDPLITE = 1, 6, 17, 33, 47, 58, 132, 136
 
 #: Protocols whose header begins with a source and a destination port.
 PORTED = frozenset({TCP, UDP, DCCP, SCTP, UDPLITE})

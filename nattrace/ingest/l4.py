@@ -23,6 +23,7 @@ from nattrace.table import (
     ECHO_REQUEST,
     ECHO_REQUEST_V6,
     FRAGMENT_OFFSET,
+    GRE,
     ICMP,
     ICMPV6,
     SCTP,
@@ -70,6 +71,8 @@ _HEADER = np.array([0, 20, 8, 8, 8, 12, 12], np.int64)
 _CHECKSUM_END = np.array([0, 18, 8, 4, 4, 0, 8], np.int64)
 _CONTENT = np.array([0, 20, 8, 4, 4, 12, 8], np.int64)
 _QUERY_NEEDED = 6  # up to the id
+# What PPTP's GRE says that it carries, where that is said, and where its call id ends (RFC 2637 section 4.1).
+_PPP, _PPP_END, _CALL_ID_END = 0x880B, 4, 8
 
 # By kind: how many leading bytes hold whole fields when that many are captured; half a field is no field.
 _WHOLE_FIELDS = np.zeros((7, L4.itemsize + 1), np.int64)
@@ -174,6 +177,11 @@ def read_l4(
         dccp = np.flatnonzero(kind == _DCCP)
         header[dccp] = np.maximum((l4["word2"][dccp] >> 8).astype(np.int64) * 4, _HEADER[_DCCP])
         known[not_tcp[(kinds == _UDP) & (table.checksum[not_tcp] == 0)]] = False
+        # PPTP's GRE has a call id for a port, which NAT rewrites (kernel: nf_nat_pptp)
+        calls = (rows.protocol[not_tcp] == GRE) & (kinds == _OTHER) & (l4["word1"][not_tcp] == _PPP)
+        calls &= ((l4["word0"][not_tcp] & 7) == 1) & ((rows.fragment[not_tcp] & FRAGMENT_OFFSET) == 0)
+        calls &= rows.available[not_tcp] >= rows.l4_offset[not_tcp] + _PPP_END
+        content[not_tcp[calls]] = _CALL_ID_END
         icmp = not_tcp[(kinds == _ICMP) | (kinds == _ICMPV6)]
         message = _icmp(table, icmp, (kind[icmp] == _ICMPV6).astype(np.intp), l4[icmp])
         content[icmp[message == _QUERY]] = _HEADER[_ICMP]

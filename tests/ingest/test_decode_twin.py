@@ -291,6 +291,8 @@ def twin_l4(row: dict[str, Any], l4: bytes, length: int, addresses: bytes, *, ro
             row["checksum"] = field(l4, 2, 2)
             return max(length - header, 0)
     else:
+        if protocol == 47 and field(l4, 0, 2) & 7 == 1 and field(l4, 2, 2) == 0x880B:
+            row["content"] = 8
         return length
     if checksum_at is not None and len(l4) >= checksum_at + 2:
         checksum = row["checksum"] = u16(l4, checksum_at)
