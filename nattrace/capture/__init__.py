@@ -94,8 +94,13 @@ def dry_run(request: Request, path: str) -> str:
     """Return the shell script that does by hand what `run` would; starts nothing and builds nothing."""
     with ExitStack() as stack:
         client = _client(request, stack)
+        local = client is None or _local(client)
         points = resolve(
-            request.selection, client, local=client is None or _local(client), holds=request.via != "host"
+            request.selection,
+            client,
+            LocalHost() if local else None,
+            local=local,
+            holds=request.via != "host",
         )
         options = with_buffers(request.options, len(points), _memory_bytes(request.via, client))
         commands, holders = [], []
@@ -142,10 +147,13 @@ def _prepare(
     """
     if request.via == "host":
         program = find_tcpdump(request.tcpdump)
-        points = resolve(request.selection, client, local=True, holds=False, on_message=on_message)
+        here = LocalHost()
+        points = resolve(request.selection, client, here, holds=False, on_message=on_message)
         options = with_buffers(request.options, len(points), _memory_bytes(request.via, client))
-        return points, lambda point, folder: HostRecorder(point, options, program, folder), LocalHost()
+        return points, lambda point, folder: HostRecorder(point, options, program, folder), here
 
+    from nattrace.capture import rootless  # noqa: PLC0415
+    from nattrace.capture.engine import is_rootless  # noqa: PLC0415
     from nattrace.capture.helper_container import Helpers, remove_leftovers  # noqa: PLC0415
     from nattrace.capture.helper_host import HelperHost  # noqa: PLC0415
     from nattrace.capture.holder import held  # noqa: PLC0415
@@ -154,18 +162,25 @@ def _prepare(
     removed = remove_leftovers(client)
     if removed:
         on_message(f"removed {removed} helper container{'s' * (removed > 1)} of a capture that was killed")
-    points = resolve(request.selection, client, local=local, on_message=on_message)
     identity = helper_image(
         client, request.image, recipe=request.recipe, base=request.base, on_message=on_message
     )
-    points = stack.enter_context(held(client, identity, points, request.options.duration_s, local=local))
+    duration_s = request.options.duration_s
+    network, is_of_user = "host", is_rootless(client)
+    if is_of_user:
+        network = rootless.namespace(client, identity, duration_s, stack)
+        on_message(rootless.LIMIT)
+    host: Host = LocalHost()
+    if not local:
+        host = helper_host = HelperHost(client, identity, duration_s, network)
+        stack.callback(helper_host.close)
+    points = resolve(request.selection, client, host, local=local, on_message=on_message)
+    points = stack.enter_context(held(client, identity, points, duration_s, local=local))
+    if is_of_user:
+        points = [rootless.placed(point, network) for point in points]
     options = with_buffers(request.options, len(points), _memory_bytes(request.via, client))
     helpers = Helpers(client, identity, options)
     stack.callback(helpers.close)
-    if local or not request.context:
-        return points, helpers.start, LocalHost()
-    host = HelperHost(client, identity, request.options.duration_s)
-    stack.callback(host.close)
     return points, helpers.start, host
 
 
@@ -184,7 +199,10 @@ def _client(request: Request, stack: ExitStack) -> Any | None:
     if request.via == "host" and not _local(client):
         if dispensable:
             return None
-        raise CaptureError("the engine is on another machine: its containers cannot be captured from here")
+        raise CaptureError(
+            "the engine is on another machine, or rootless: its networks cannot be captured from here without "
+            "helpers; leave --via host out"
+        )
     return client
 
 

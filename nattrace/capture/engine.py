@@ -75,9 +75,16 @@ def _connect(stack: ExitStack) -> Any:
 
 
 def is_local(client: Any) -> bool:
-    """Tell whether the engine runs on this machine: its interfaces are then the ones seen here."""
+    """Tell whether the engine's interfaces are the ones seen here: it runs on this machine, and as root."""
     sockets = ("http+docker://localhost", "http+docker://localunixsocket")
-    return not getattr(client, _BRIDGED, False) and str(client.api.base_url).startswith(sockets)
+    is_here = not getattr(client, _BRIDGED, False) and str(client.api.base_url).startswith(sockets)
+    return is_here and not is_rootless(client)
+
+
+def is_rootless(client: Any) -> bool:
+    """Tell whether the engine is an ordinary user's: its networks lie in a namespace of their own."""
+    info = client.info()
+    return bool(info.get("Rootless")) or "name=rootless" in (info.get("SecurityOptions") or ())
 
 
 def is_podman(client: Any) -> bool:

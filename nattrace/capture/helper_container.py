@@ -18,7 +18,7 @@ import time
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
-from nattrace.capture.engine import complaint, engine_errors
+from nattrace.capture.engine import complaint, engine_errors, is_podman
 from nattrace.capture.errors import CaptureError
 from nattrace.capture.image import StreamFile
 from nattrace.capture.plan import tcpdump_arguments
@@ -53,7 +53,8 @@ _WANTS_TO_CHANGE: Final = ("Couldn't change to", "Couldn't find user", "Couldn't
 #: How often the engine is asked whether a helper still runs.
 _ASK_S: Final = 0.25
 
-#: Last lines of the log that are read: the counters, and a complaint.
+#: Last lines of the log that are read: the counters, and a complaint. Of the last lines Podman 4 drops what was
+#: printed without the end of its line, as tcpdump's are; there the whole is read, at most what a log may hold.
 _LOG_LINES: Final = 30
 
 
@@ -112,6 +113,7 @@ class Helpers:
     def __init__(self, client: Any, image: str, options: Options) -> None:
         self._client, self._image, self._options = client, image, options
         self._volume: Any = None
+        self._tail: int | str = "all" if is_podman(client) else _LOG_LINES
         self._stays_root: bool | None = None  #: None until the first helper has shown what its tcpdump wants
 
     def start(self, point: PointPlan, folder: Path) -> HelperRecorder:
@@ -120,7 +122,11 @@ class Helpers:
         if self._stays_root is not None:
             return helper
         deadline = time.monotonic() + 10
-        while not (said := helper.said()) and helper.exit_code() is None and time.monotonic() < deadline:
+        while (
+            not (said := helper.said()).endswith("\n")
+            and helper.exit_code() is None
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.05)
         self._stays_root = any(text in said for text in _WANTS_TO_CHANGE)
         if not self._stays_root:
@@ -141,7 +147,7 @@ class Helpers:
         inside = PurePosixPath(_FOLDER, Path(point.file_name).stem)
         command = tcpdump_command(point, options, str(inside), stays_root=stays_root)
         labels = marks(options.duration_s)
-        helper = HelperRecorder(point, tuple(command), folder, inside)
+        helper = HelperRecorder(point, tuple(command), folder, inside, self._tail)
         try:
             with engine_errors(f"{point.name}: the engine starts no helper"):
                 if self._volume is None:
@@ -177,13 +183,18 @@ class HelperRecorder:
     """A helper container that runs; see `nattrace.capture.recorder.Recorder`."""
 
     def __init__(
-        self, point: PointPlan, command: tuple[str, ...], folder: Path, inside: PurePosixPath
+        self,
+        point: PointPlan,
+        command: tuple[str, ...],
+        folder: Path,
+        inside: PurePosixPath,
+        tail: int | str,
     ) -> None:
-        """Take the point, its tcpdump, the bundle's folder, and the one that tcpdump writes into."""
+        """Take the point, its tcpdump, the bundle's folder, the one that tcpdump writes into, and how much of a log."""
         self.point = point
         self.command = command
         self.container: Any = None
-        self._folder, self._inside = folder, inside
+        self._folder, self._inside, self._tail = folder, inside, tail
         self._said = ""
         self._code: int | None = None
         self._asked_s = 0.0
@@ -191,7 +202,7 @@ class HelperRecorder:
 
     def said(self) -> str:
         """Return the last lines of tcpdump's messages; what was known of them when the engine is silent."""
-        text = self._ask(lambda: self.container.logs(stdout=True, stderr=True, tail=_LOG_LINES))
+        text = self._ask(lambda: self.container.logs(stdout=True, stderr=True, tail=self._tail))
         if isinstance(text, bytes):
             self._said = text.decode("utf-8", "replace")
         return self._said

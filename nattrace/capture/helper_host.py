@@ -34,8 +34,11 @@ _NOT_FOUND: Final = 127
 class HelperHost:
     """The engine's machine. `close` removes the helper; one that cannot be started lacks every answer."""
 
-    def __init__(self, client: Any, image: str, duration_s: float) -> None:
-        """Take the engine, the helper image, and how long the capture may last: the helper ends by itself then."""
+    def __init__(self, client: Any, image: str, duration_s: float, network: str = "host") -> None:
+        """Take the engine, the helper image, and how long the capture may last: the helper ends by itself then.
+
+        `network` is the namespace of the engine's networks, as ``docker run --network`` names it.
+        """
         self._client = client
         self._container: Any = None
         self._lacking: Lacking | None = None
@@ -44,7 +47,7 @@ class HelperHost:
                 self._container = client.containers.create(
                     image,
                     entrypoint=["sleep", str(math.ceil(duration_s) + SPARE_S)],
-                    network_mode="host",
+                    network_mode=network,
                     labels=marks(duration_s),
                     **privileges(_RIGHTS),
                 )
@@ -70,6 +73,14 @@ class HelperHost:
         except (ValueError, LookupError, TypeError, AttributeError) as failure:
             # BusyBox has an ip that prints no JSON.
             raise Lacking(f"ip -j prints something else: {failure}"[:200], "ip of iproute2") from failure
+
+    def way(self, place: str, guest: tuple[str, str] | None = None) -> str | None:
+        """Ask ``ip route get`` in the helper."""
+        packet = [] if guest is None else ["from", guest[0], "iif", guest[1]]
+        with suppress(Lacking, ValueError):
+            for route in _parsed(self.run(["ip", "-j", "route", "get", place, *packet])):
+                return route.get("dev")
+        return None
 
     def run(self, command: Sequence[str]) -> bytes:
         """Run a program in the helper."""

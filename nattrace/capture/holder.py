@@ -36,24 +36,29 @@ def held(
     """
     with ExitStack() as stack:
         for point in points:
-            if point.held_by is None:
-                continue
-            with engine_errors(f"{point.name}: the engine starts no helper on network {point.held_by}"):
-                container = client.containers.create(
-                    image, entrypoint=_wait(duration_s), **_options(point), labels=marks(duration_s)
-                )
-                stack.callback(remove, container)
-                container.start()
+            if point.held_by is not None:
+                hold(client, image, point.held_by, duration_s, stack)
         yield [_found(point) if local else point for point in points]
+
+
+def hold(client: Any, image: str, network: str, duration_s: float, stack: ExitStack) -> Any:
+    """Start a container on a network, return it, and have `stack` remove it."""
+    with engine_errors(f"network {network}: the engine starts no helper there"):
+        container = client.containers.create(
+            image, entrypoint=_wait(duration_s), **_options(network), labels=marks(duration_s)
+        )
+        stack.callback(remove, container)
+        container.start()
+    return container
 
 
 def holder_command(point: PointPlan, image: str, duration_s: float) -> list[str]:
     """Return the docker command line that keeps the point's bridge there."""
-    return by_hand(_options(point), image, _wait(duration_s))
+    return by_hand(_options(str(point.held_by)), image, _wait(duration_s))
 
 
-def _options(point: PointPlan) -> dict[str, Any]:
-    return {"network_mode": point.held_by, **privileges(())}
+def _options(network: str) -> dict[str, Any]:
+    return {"network_mode": network, **privileges(())}
 
 
 def _wait(duration_s: float) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 from contextlib import suppress
@@ -48,6 +49,12 @@ class Host(Protocol):
     def kernel_state(self) -> dict[str, list[dict[str, Any]]]:
         """Return the answers to `nattrace.capture.kernel_state.QUESTIONS`."""
 
+    def way(self, place: str, guest: tuple[str, str] | None = None) -> str | None:
+        """Return the interface by which a packet to `place` leaves, None when it does not.
+
+        The packet is the machine's own, or comes from `guest`: a source address and the interface it comes in by.
+        """
+
     def run(self, command: Sequence[str]) -> bytes:
         """Run a program and return what it printed."""
 
@@ -70,6 +77,19 @@ class LocalHost:
                 return {name: question(kernel) for name, question in kernel_state.QUESTIONS.items()}
         except Exception as failure:  # pyroute2 has error classes of its own
             raise Lacking(one_line(failure), "rtnetlink") from failure
+
+    def way(self, place: str, guest: tuple[str, str] | None = None) -> str | None:
+        """Ask rtnetlink."""
+        from pyroute2 import IPRoute  # noqa: PLC0415 - slow to load
+        from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415
+
+        names = dict(socket.if_nameindex())
+        indices = {name: index for index, name in names.items()}
+        packet = {} if guest is None else {"src": guest[0], "iif": indices.get(guest[1])}
+        with IPRoute() as kernel, suppress(NetlinkError):
+            for route in kernel.route("get", dst=place, **packet):
+                return names.get(route.get_attr("RTA_OIF"))
+        return None
 
     def run(self, command: Sequence[str]) -> bytes:
         """Run a program of this machine."""

@@ -1,6 +1,6 @@
 """Which interfaces to capture on: named, those of containers and Docker networks, or found out.
 
-Asks the kernel (pyroute2) and the engine; starts nothing.
+Asks the machine and the engine; starts nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nattrace.capture.engine import engine_errors, is_podman
 from nattrace.capture.errors import CaptureError
+from nattrace.capture.host import Lacking
 from nattrace.capture.networks import bridge_of, network, used_networks
 from nattrace.capture.plan import PointPlan, distinct
 from nattrace.capture.routing import outgoing_interfaces
@@ -19,8 +20,12 @@ from nattrace.capture.routing import outgoing_interfaces
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from nattrace.capture.host import Host
+
 #: The name that engines give a container's first interface.
 _CONTAINER_INTERFACE: Final = "eth0"
+#: What slirp4netns calls it, to which rootless Podman connects containers that are on no network.
+_SLIRP_INTERFACE: Final = "tap0"
 #: The bridges of their default networks, for when no engine can be asked: Docker's, Podman's with netavark and CNI.
 _DEFAULT_BRIDGES: Final = ("docker0", "podman0", "cni-podman0")
 
@@ -42,6 +47,7 @@ class Selection:
 def resolve(
     selection: Selection,
     client: Any | None,
+    host: Host | None,
     *,
     local: bool = True,
     holds: bool = True,
@@ -55,8 +61,10 @@ def resolve(
         What was asked for.
     client
         The engine, None where there is none; needed for containers and networks.
+    host
+        The machine with the interfaces; None where nobody can be asked, and names are taken as they are.
     local
-        Whether the engine's interfaces are the ones of this machine.
+        Whether that is this machine.
     holds
         Whether a container will keep a bridge there that comes and goes with containers: not without helpers.
     on_message
@@ -69,34 +77,55 @@ def resolve(
     """
     if (selection.containers or selection.networks) and client is None:
         raise CaptureError("--container and --network need a Docker engine; give -i IF")
-    if not local:
-        if selection.is_automatic:
-            raise CaptureError("the engine is on another machine, whose interfaces are not known; give -i IF")
-        points = [PointPlan(name, name) for name in selection.interfaces]
-    else:
-        points = interfaces_named(selection.interfaces)
+    seen = _look(host)
+    points = interfaces_named(selection.interfaces, seen)
     for name in selection.containers:
         points += container_points(client, name, local=local, on_message=on_message)
-    points += [network_point(client, name, local=local, holds=holds) for name in selection.networks]
+    points += [network_point(client, name, seen, holds=holds) for name in selection.networks]
     if selection.is_automatic:
-        points = automatic_points(client, holds=holds)
+        points = automatic_points(client, seen, holds=holds)
         on_message(f"capturing on {', '.join(point.name for point in points)} (-i IF picks others)")
     return distinct(points)
 
 
-def interfaces_named(names: Sequence[str]) -> list[PointPlan]:
-    """Return the points of interfaces of this machine; CaptureError names those there are when one is not.
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a machine says of itself: nothing, where it cannot be asked."""
+
+    host: Host | None
+    state: dict[str, list[dict[str, Any]]] | None  #: as `kernel_state` gives it
+    why_not: str = ""
+
+    @property
+    def indices(self) -> dict[str, int] | None:
+        """The interfaces with their indices, None where they are not known."""
+        return (
+            None if self.state is None else {link["ifname"]: link["ifindex"] for link in self.state["links"]}
+        )
+
+
+def _look(host: Host | None) -> Seen:
+    if host is None:
+        return Seen(None, None, "its machine is not asked in a dry run")
+    try:
+        return Seen(host, host.kernel_state())
+    except Lacking as lacking:
+        return Seen(host, None, lacking.reason)
+
+
+def interfaces_named(names: Sequence[str], seen: Seen) -> list[PointPlan]:
+    """Return the points of interfaces; CaptureError names those there are when one is not, if that is known.
 
     ``any`` is refused: its packets stand there several times, without the names of their interfaces.
     """
-    there = {name: index for index, name in socket.if_nameindex()}
+    there = seen.indices
     points = []
     for name in names:
         if name == "any":
             raise CaptureError("any: one capture of all interfaces cannot be told apart; give -i for each")
-        if name not in there:
+        if there is not None and name not in there:
             raise CaptureError(f"{name}: no such interface; there are {', '.join(sorted(there))}")
-        points.append(PointPlan(name, name, ifindex=there[name]))
+        points.append(PointPlan(name, name, ifindex=None if there is None else there[name]))
     return points
 
 
@@ -121,9 +150,10 @@ def container_points(
     if mode in {"host", "none"}:
         raise CaptureError(f"{container.name}: has no network of its own (--network {mode}); give -i IF")
     process_id = state.get("Pid") if local else None
+    interface = _SLIRP_INTERFACE if mode.startswith("slirp4netns") else _CONTAINER_INTERFACE
     inside = PointPlan(
-        f"{container.name}:{_CONTAINER_INTERFACE}",
-        _CONTAINER_INTERFACE,
+        f"{container.name}:{interface}",
+        interface,
         namespace=f"container:{container.name}",
         container=container.name,
         joins=_network_of(container, podman=is_podman(client)),
@@ -149,7 +179,7 @@ def _network_of(container: Any, *, podman: bool) -> str:
     return f"ns:{key}" if podman and key else f"container:{container.id}"
 
 
-def network_point(client: Any, name: str, *, local: bool, holds: bool) -> PointPlan:
+def network_point(client: Any, name: str, seen: Seen, *, holds: bool) -> PointPlan:
     """Return the bridge of a network."""
     attributes = network(client, name)
     if bridge_of(attributes) is None:
@@ -157,49 +187,48 @@ def network_point(client: Any, name: str, *, local: bool, holds: bool) -> PointP
             f"{name}: a {attributes.get('Driver')} network has no bridge on this machine; give -i IF"
         )
     with engine_errors(f"network {name}"):
-        return _bridge_point(attributes, comes_and_goes=is_podman(client), local=local, holds=holds)
+        return _bridge_point(attributes, seen, comes_and_goes=is_podman(client), holds=holds)
 
 
-def automatic_points(client: Any | None, *, holds: bool) -> list[PointPlan]:
+def automatic_points(client: Any | None, seen: Seen, *, holds: bool) -> list[PointPlan]:
     """Return the bridges of the engine's networks that are in use, and the interfaces that their packets leave by.
 
     The default network counts as used: a workload may start a container on it. Raises CaptureError when there are
     not both.
     """
-    there = {name for _, name in socket.if_nameindex()}
+    if seen.host is None or seen.state is None or seen.indices is None:
+        raise CaptureError(f"the engine's interfaces are not known: {seen.why_not}; give -i IF for each")
+    there = seen.indices
     bridges: list[PointPlan] = []
     if client is None:
-        bridges = interfaces_named([name for name in _DEFAULT_BRIDGES if name in there])
+        bridges = interfaces_named([name for name in _DEFAULT_BRIDGES if name in there], seen)
     else:
         with engine_errors("networks"):
             comes_and_goes = is_podman(client)
             for each in used_networks(client):
                 if bridge_of(each) in there or (comes_and_goes and holds):
-                    bridges.append(
-                        _bridge_point(each, comes_and_goes=comes_and_goes, local=True, holds=holds)
-                    )
-    outgoing = outgoing_interfaces([point.interface for point in bridges])
+                    bridges.append(_bridge_point(each, seen, comes_and_goes=comes_and_goes, holds=holds))
+    outgoing = outgoing_interfaces(seen.host, seen.state, [point.interface for point in bridges])
     if not bridges:
         raise CaptureError("no bridge of Docker's here; give -i IF for the inner and the outer interface")
     if not outgoing:
         raise CaptureError(
             "no route leads out of here, so the outgoing interface is unknown; give -i IF for each"
         )
-    return distinct(sorted(bridges, key=lambda point: point.name) + interfaces_named(outgoing))
+    return distinct(sorted(bridges, key=lambda point: point.name) + interfaces_named(outgoing, seen))
 
 
-def _bridge_point(attributes: dict[str, Any], *, comes_and_goes: bool, local: bool, holds: bool) -> PointPlan:
-    bridge = str(bridge_of(attributes))
+def _bridge_point(attributes: dict[str, Any], seen: Seen, *, comes_and_goes: bool, holds: bool) -> PointPlan:
+    bridge, there = str(bridge_of(attributes)), seen.indices
     if comes_and_goes and holds:
-        return PointPlan(bridge, bridge, held_by=str(attributes.get("Name")))
-    if not local:
-        return PointPlan(bridge, bridge)
-    if comes_and_goes and bridge not in {name for _, name in socket.if_nameindex()}:
+        index = None if there is None else there.get(bridge)
+        return PointPlan(bridge, bridge, ifindex=index, held_by=str(attributes.get("Name")))
+    if comes_and_goes and there is not None and bridge not in there:
         raise CaptureError(
             f"{bridge}: not there yet: Podman makes it with the first container of network "
             f"{attributes.get('Name')}; start one, or leave --via host out"
         )
-    return interfaces_named([bridge])[0]
+    return interfaces_named([bridge], seen)[0]
 
 
 def _peer_index(process_id: int | None) -> int | None:

@@ -58,10 +58,21 @@ def test_points_and_container_of_an_engine_that_is_elsewhere(engine: Engine, tmp
     assert f"src={original[0]} dst={SERVER} " in after
 
 
-def test_which_interfaces_it_has_is_not_known(engine: Engine, tmp_path: Path) -> None:
+def test_which_interfaces_it_has_is_asked_there(engine: Engine, tmp_path: Path) -> None:
     done = engine.nattrace("capture", "-w", f"{tmp_path}/auto", "--", "true", url=ELSEWHERE)
+    assert done.returncode == 0, done.stderr
+    points = manifest_of(tmp_path / "auto").points
+    assert [(point.name, point.ifindex) for point in points] == [
+        (name, int(engine.host.run(f"cat /sys/class/net/{name}/ifindex"))) for name in ("docker0", "eth0")
+    ]
+    done = engine.nattrace("capture", "-w", f"{tmp_path}/b", "-i", "nosuch", "--", "true", url=ELSEWHERE)
     assert done.returncode == 2
-    assert "the engine is on another machine, whose interfaces are not known; give -i IF" in done.stderr
+    assert "nosuch: no such interface; there are docker0, eth0, lo" in done.stderr
+    done = engine.nattrace("capture", "-w", f"{tmp_path}/b", "--dry-run", url=ELSEWHERE)
+    assert done.returncode == 2
+    assert (
+        "the engine's interfaces are not known: its machine is not asked in a dry run; give -i" in done.stderr
+    )
 
 
 def test_the_context_is_the_one_taken_there(engine: Engine, tmp_path: Path) -> None:
