@@ -115,7 +115,7 @@ class FlowSequence(Sequence[Flow]):
                     first,
                     last,
                     encapsulation=wraps.along(number - 1, steps[h0:h1].tolist()) if wraps else None,
-                    icmp_errors=_errors(version, errors.get(number - 1, ())),
+                    icmp_errors=_errors(errors.get(number - 1, ())),
                 )
             )
         return found
@@ -192,8 +192,8 @@ class FlowSequence(Sequence[Flow]):
         return translations, crossings, to_points
 
 
-def _errors(version: int, counts: Sequence[tuple[int, int, int | None, int]]) -> tuple[IcmpErrors, ...]:
-    return tuple([IcmpErrors(t, c, error_name(version, t, c), mtu, n) for t, c, mtu, n in counts])
+def _errors(counts: Sequence[tuple[int, int, int, int | None, int]]) -> tuple[IcmpErrors, ...]:
+    return tuple([IcmpErrors(t, c, error_name(version, t, c), mtu, n) for version, t, c, mtu, n in counts])
 
 
 @lru_cache(maxsize=4096)

@@ -237,6 +237,15 @@ class AddressBook:
         found &= four != 0
         return found
 
+    def as_four(self, version: NDArray[np.uint8], handle: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """Return IPv4 addresses as they are and the last 32 bits of IPv6 ones: what a prefix of 96 bits embeds."""
+        result = handle.copy()
+        six = np.flatnonzero(version == 6)
+        if six.size:
+            last = [int.from_bytes(self._packed[each][12:], "big") for each in handle[six].tolist()]
+            result[six] = np.array(last, np.uint32)
+        return result
+
     def addresses(self, start: int = 0) -> list[bytes]:
         """Return the addresses from handle `start` on, 16 bytes each."""
         return self._packed[start:]

@@ -96,7 +96,7 @@ def icmp_error_findings(
     ``icmp-error-quote-untranslated``: outer header and quote do not show the same side of the translation.
     ``icmp-error-quote-broken``: the quote changed in what NAT leaves alone. ``icmp-error-lost``: it reached one point
     and provably not the next; ``icmp-error-not-seen`` where the next point's filter may have left it out. ``path-mtu``: a router said how large packets may be, and the word arrived. ``icmp-answered``:
-    packets went no further, and errors that arose in between say why.
+    errors say what became of packets that were found at one point only.
     """
     faults: dict[tuple[str, str, int], _Group] = defaultdict(_Group)
     mtus: dict[tuple[str, str, int], _Group] = defaultdict(_Group)
@@ -196,10 +196,9 @@ def _answered(outcome: ErrorOutcome, names: Sequence[str], book: AddressBook) ->
         more = len(senders[name]) - len(told)
         words += [f"{more} more did so"] * (more > 0)
         count = len(group.packets)
-        message = (
-            f"{count} packet{'s' * (count > 1)} seen at {_printable(name)} went no further, ICMP errors "
-        )
-        message += f"answered: {', '.join(words)}"
+        seen = f"{count} packets were" if count > 1 else "1 packet was"
+        message = f"{seen} seen at {_printable(name)} and found nowhere else, and ICMP errors answered: "
+        message += ", ".join(words)
         found.append(
             group.finding("icmp-answered", "info", message, _REFUSED if group.names - _EXPIRED else None)
         )

@@ -87,7 +87,7 @@ def packet_keys(
             # type, code and residual ride where TCP has its acknowledgement number
             summed = icmp & table.residual_known if residuals else np.zeros(len(table), np.bool_)
             residual = np.where(summed, without_length(table, slice(None)), np.uint16(0)).astype(np.uint32)
-            protocol, icmp_type = _as_icmp(protocol, table.icmp_type)
+            protocol, icmp_type = as_icmp(protocol, table.icmp_type)
             kind = (icmp_type.astype(np.uint32) << np.uint32(8)) | table.icmp_code
             ack = np.where(icmp, (kind << np.uint32(16)) | residual, ack)
     word |= ack
@@ -127,7 +127,7 @@ def without_length(table: PacketTable, rows: NDArray[np.int64] | slice) -> NDArr
     return residual
 
 
-def _as_icmp(
+def as_icmp(
     protocol: NDArray[np.uint8], icmp_type: NDArray[np.uint8]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return protocols and ICMP types with ICMPv6 echoes written as ICMP's (RFC 7915 sections 4.2 and 5.2)."""
@@ -160,7 +160,7 @@ def blank_echoes(table: PacketTable, rows: NDArray[np.int64]) -> NDArray[np.bool
 
     An ICMPv6 echo's residual is that of the same ICMP echo, the length apart (see `decode`).
     """
-    protocol, icmp_type = _as_icmp(table.protocol[rows], table.icmp_type[rows])
+    protocol, icmp_type = as_icmp(table.protocol[rows], table.icmp_type[rows])
     rest = without_length(table, rows).astype(np.int64) - (table.seq[rows] & np.uint32(0xFFFF))
     rest -= (icmp_type.astype(np.int64) << 8) | table.icmp_code[rows]
     blank: NDArray[np.bool_] = (rest % 65535 == 0) & table.residual_known[rows] & (protocol == ICMP)

@@ -271,7 +271,9 @@ class PairState:
                 same = (np.arange(1 + int(flows.max(initial=0))) for flows in (flows_a, flows_b))
                 edges, _ = merge_edges([edges, begun], *same)
             if len(errors[0]) and len(errors[1]):
-                told = bind_by_errors(errors, merged, edges, self.usual, renumbered=renumbered != 0)
+                told = bind_by_errors(
+                    errors, merged, edges, self.usual, self.book, renumbered=renumbered != 0
+                )
                 edges = Edges.concatenate([edges, told])
                 found = match_quoted(rows_a, rows_b, merged, (flows_a, flows_b), told, self.book)
                 self.commit(rows_a, rows_b, found)

@@ -129,6 +129,7 @@ def assemble(
             conversation_of,
             coverage,
             layers,
+            book,
         )
         errors.answering = answers.last_word(reasons)
         for point, counter in enumerate(unmatched):

@@ -8,13 +8,14 @@ neither as packets of their flow nor as crossings, as in conntrack.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nattrace.icmp import FRAGMENTATION_NEEDED, PACKET_TOO_BIG
 from nattrace.match.errors.icmp_errors import NO_FAULT, Errors
 from nattrace.match.errors.quoted import flows_of_quotes, pair_errors
+from nattrace.match.errors.translated import meaning
 from nattrace.match.lanes import edge_of
 from nattrace.match.ties import CANDIDATES
 from nattrace.nat.error_counts import ErrorCounts
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from nattrace.match.usual import Usual
     from nattrace.nat.conversations import Conversations
     from nattrace.nat.hops import Coverage, PairEvidence
+    from nattrace.table import AddressBook
 
 #: Reason of an error of which no more is known: its flow is unknown, or nothing proves that it should be elsewhere.
 ICMP_ERROR = 7
@@ -65,6 +67,17 @@ class MissingErrors:
     proven: (
         bool  #: False: the other point shows no ICMP of their IP version at all; its filter may leave it out
     )
+
+
+@dataclass(slots=True)
+class _Absent:
+    """Errors of one point whose absence at the other one says something: rows of the point's errors."""
+
+    point: int
+    other: int
+    row: NDArray[np.int64]
+    reason: NDArray[np.uint8]
+    version: NDArray[np.uint8]  #: the IP version that they would have at the other point
 
 
 @dataclass(slots=True)
@@ -142,6 +155,7 @@ def resolve_errors(
     conversation_of: Sequence[NDArray[np.int64]],
     coverage: Coverage,
     layers: Sequence[LayerInfo],
+    book: AddressBook,
 ) -> ErrorOutcome:
     """Match the errors of all points, find their conversations, and leave the counts in `conversations`.
 
@@ -171,7 +185,7 @@ def resolve_errors(
     hears = _hearing(errors, flows, outcome.homes)
     matched = [np.zeros(len(own), np.bool_) for own in errors]
     beyond = [np.zeros(len(own), np.bool_) for own in errors]
-    absent: list[tuple[int, int, NDArray[np.int64], NDArray[np.uint8]]] = []
+    absent: list[_Absent] = []
     for i, j in sorted(pairs):
         if not len(errors[i]) and not len(errors[j]):
             continue
@@ -184,13 +198,12 @@ def resolve_errors(
             flows[j],
             pair.edges,
             usual_ns,
+            book,
             pair.clock_bound_ns or 0,
             renumbered=renumbered,
         )
         matched[i][found.a] = matched[j][found.b] = True
-        # a translator between IP versions makes another error of it (RFC 7915): its absence says nothing
-        alike = flows[i].version[pair.edges.flow_a] == flows[j].version[pair.edges.flow_b]
-        proving = np.where(alike, hop, -1)
+        across = flows[i].version[pair.edges.flow_a] != flows[j].version[pair.edges.flow_b]
         skipping = hop[found.edge] < 0
         beyond[i][found.a[skipping]] = beyond[j][found.b[skipping]] = True
         tied_i, tied_j = near_i.any(axis=1), near_j.any(axis=1)
@@ -206,9 +219,14 @@ def resolve_errors(
             alone[rows] = False
             alone[tied] = False
             rest = np.flatnonzero(alone & (quoted[point][0] >= 0))
+            if across.any():
+                # not every error has a like in the other IP version, and longer headers leave less of it
+                whole = not coverage.cut_off
+                gone = np.isin(quoted[point][0], (pair.edges.flow_b if side else pair.edges.flow_a)[across])
+                rest = rest[~gone[rest] | (whole & (meaning(errors[point])[rest] > 0))]
             absent.append(
                 _absent(
-                    outcome, rest, quoted[point], pair, proving, conversations, coverage, (point, other, side)
+                    outcome, rest, quoted[point], pair, hop, conversations, coverage, (point, other, side)
                 )
             )
     _conclude(outcome, matched, beyond, absent, hears)
@@ -268,11 +286,8 @@ def _absent(
     c: Conversations,
     coverage: Coverage,
     where: tuple[int, int, int],
-) -> tuple[int, int, NDArray[np.int64], NDArray[np.uint8]]:
-    """Say what the errors `rows` of one point prove by not being at the other one.
-
-    Returns (point, other point, rows, reasons) of those that prove anything.
-    """
+) -> _Absent:
+    """Say what the errors `rows` of one point prove by not being at the other one."""
     point, other, side = where
     edges: Edges = pair.edges
     flow, time = quoted[0][rows], outcome.errors[point].packets.time_ns[rows]
@@ -280,7 +295,7 @@ def _absent(
     hop = np.where(edge >= 0, hop_of_edge[np.maximum(edge, 0)], -1) if len(edges) else edge
     rows, time, hop = rows[hop >= 0], time[hop >= 0], hop[hop >= 0]
     if not rows.size:
-        return point, other, rows, np.empty(0, np.uint8)
+        return _Absent(point, other, rows, np.empty(0, np.uint8), np.empty(0, np.uint8))
     reverse, swap = c.hops.reverse[hop], c.hops.swap[hop]
     forward = c.hops.forward[hop] ^ (swap & (reverse if side == 0 else ~reverse))
     reply = ~quoted[1][rows] == forward
@@ -292,23 +307,24 @@ def _absent(
     sure = coverage.sure(other, time) & coverage.sure(other, time + pair.margin_ns)
     sure &= coverage.sure(other, time - pair.margin_ns) & coverage.unparted(c.hops)[hop]
     reason = np.where(reply == at_to, LOST, NOT_SEEN_UPSTREAM).astype(np.uint8)
-    return point, other, rows[sure], reason[sure]
+    version = np.where(at_to, c.version_of_hop[hop], c.version_after[hop])
+    return _Absent(point, other, rows[sure], reason[sure], version[sure])
 
 
 def _conclude(
     outcome: ErrorOutcome,
     matched: Sequence[NDArray[np.bool_]],
     beyond: Sequence[NDArray[np.bool_]],
-    absent: Sequence[tuple[int, int, NDArray[np.int64], NDArray[np.uint8]]],
+    absent: Sequence[_Absent],
     hears: Sequence[dict[int, bool]],
 ) -> None:
     """Give every error its reason; what one pair of points matched is matched, what another ties is ambiguous."""
-    for point, other, all_rows, all_reasons in absent:
-        version = outcome.errors[point].packets.version[all_rows]
-        open_rows = ~beyond[point][all_rows]  # what was seen further along passed the other point unseen
+    for each in absent:
+        point, other = each.point, each.other
+        open_rows = ~beyond[point][each.row]  # what was seen further along passed the other point unseen
         for proven in (True, False):
-            heard = np.where(version == 4, hears[other][4], hears[other][6]) == proven
-            rows, reason = all_rows[heard & open_rows], all_reasons[heard & open_rows]
+            heard = np.where(each.version == 4, hears[other][4], hears[other][6]) == proven
+            rows, reason = each.row[heard & open_rows], each.reason[heard & open_rows]
             known = outcome.reason[point][rows]
             gone = (reason == LOST) & (known != AMBIGUOUS)
             if proven:
@@ -337,15 +353,14 @@ def _counted(outcome: ErrorOutcome, c: Conversations) -> ErrorCounts:
         if not rows.size:
             continue
         kind, code = own.packets.icmp_type[rows], own.packets.icmp_code[rows]
-        columns.append(
-            np.stack([outcome.conversation[point][rows], kind, code, mtu_of(own, rows)], axis=1).astype(
-                np.int64
-            )
-        )
+        version = own.packets.version[rows]
+        told: list[NDArray[Any]] = [outcome.conversation[point][rows], version, kind, code, mtu_of(own, rows)]
+        columns.append(np.stack(told, axis=1).astype(np.int64))
     if not columns:
         return ErrorCounts.none()
     distinct, count = np.unique(np.concatenate(columns), axis=0, return_counts=True)
-    return ErrorCounts(distinct[:, 0], distinct[:, 1], distinct[:, 2], distinct[:, 3], count)
+    conversation, version, kind, code, mtu = distinct.T
+    return ErrorCounts(conversation, version, kind, code, mtu, count)
 
 
 def mtu_of(errors: Errors, rows: NDArray[np.int64]) -> NDArray[np.int64]:

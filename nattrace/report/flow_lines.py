@@ -135,8 +135,8 @@ def _errors(c: Conversations, start: int, stop: int) -> dict[int, str]:
     """Return the text of the ICMP errors of each flow that has some, by flow id."""
     return {
         row + 1: icmp_errors_json(
-            IcmpErrors(kind, code, error_name(int(c.version[row]), kind, code), mtu, count)
-            for kind, code, mtu, count in counts
+            IcmpErrors(kind, code, error_name(version, kind, code), mtu, count)
+            for version, kind, code, mtu, count in counts
         )
         for row, counts in c.errors.between(start, stop).items()
     }

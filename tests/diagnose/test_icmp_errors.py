@@ -217,25 +217,61 @@ def test_nothing_is_lost_where_a_filter_may_have_left_icmp_out(tmp_path: Path) -
     assert report.accounting.unmatched == {"icmp-error": 1}
 
 
-def test_an_error_that_becomes_one_of_the_other_ip_version_is_not_lost(tmp_path: Path) -> None:
-    inside = replace(INSIDE6, dst="64:ff9b::c633:6401", protocol=TCP, dport=80, seq=0x12345678)
-    outside = replace(OUTSIDE, protocol=TCP, dport=80, seq=0x12345678)
+INSIDE64 = replace(INSIDE6, dst="64:ff9b::c633:6401", protocol=TCP, dport=80, seq=0x12345678)
+OUTSIDE64 = replace(OUTSIDE, protocol=TCP, dport=80, seq=0x12345678)
+
+
+def behind_a_nat64() -> Points:
+    """A flow of IPv6 that leaves as one of IPv4."""
     points = Points()
     points.frame()
     for number in range(4):
         sent = {"seq": 0x12345678 + 100 * number, "payload": b"number %d of several" % number, "flags": 24}
-        points.out(replace(inside, **sent), replace(outside, **sent))  # type: ignore[arg-type]
+        points.out(replace(INSIDE64, **sent), replace(OUTSIDE64, **sent))  # type: ignore[arg-type]
+    return points
+
+
+@pytest.mark.parametrize(
+    ("four", "six"),
+    [
+        ((3, 0), (1, 0)), ((3, 1), (1, 0)), ((3, 2), (4, 1)), ((3, 3), (1, 4)), ((3, 9), (1, 1)), ((3, 13), (1, 1)),
+        ((3, 15), (1, 1)), ((11, 0), (3, 0)), ((11, 1), (3, 1)), ((12, 0), (4, 0)),
+        # the other way RFC 7915 says less
+        ((3, 1), (1, 2)), ((3, 1), (1, 3)), ((3, 10), (1, 1)),
+    ],
+)  # fmt: skip
+def test_an_error_becomes_one_of_the_other_ip_version(
+    four: tuple[int, int], six: tuple[int, int], tmp_path: Path
+) -> None:
+    points = behind_a_nat64()
     points.back(
-        error(ROUTER, PUBLIC, outside.ip(), kind=(3, 13)),
-        error("64:ff9b::cb00:7101", CONTAINER6, inside.ip(), kind=(1, 1), ttl=59),
+        error(ROUTER, PUBLIC, OUTSIDE64.ip(), kind=four),
+        error("64:ff9b::cb00:7101", CONTAINER6, INSIDE64.ip(), kind=six, ttl=59),
     )
     report = report_of(points, tmp_path)
 
-    assert [flow.path for flow in report.flows if flow.initiator.sport in (40000, 61000)] == [
-        ("docker0", "eth0")
-    ]
+    assert rows(report) == [(PUBLIC, CONTAINER6, "reply")]
     assert codes(report) == []
-    assert report.accounting.unmatched == {"icmp-error": 2}
+    assert report.accounting.unmatched == {}
+    told = [(e.type, e.code, e.count) for flow in report.flows for e in flow.icmp_errors]
+    assert told == [(*six, 1)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"), [((3, 13), ["icmp-error-lost"]), ((4, 0), []), ((3, 14), []), ((12, 1), [])]
+)
+def test_only_an_error_that_the_other_ip_version_has_is_lost(
+    kind: tuple[int, int], found: list[str], tmp_path: Path
+) -> None:
+    points = behind_a_nat64()
+    points.back(
+        error(ROUTER, PUBLIC, OUTSIDE64.ip(), kind=(3, 3), ip_id=9),
+        error("64:ff9b::cb00:7101", CONTAINER6, INSIDE64.ip(), kind=(1, 4), ttl=59),
+    )
+    points.back(error(ROUTER, PUBLIC, OUTSIDE64.ip(), kind=kind, ip_id=10), None)
+    report = report_of(points, tmp_path)
+
+    assert codes(report) == found
 
 
 def test_an_error_of_the_translator_itself_is_not_lost(tmp_path: Path) -> None:
@@ -308,11 +344,13 @@ def test_a_probe_that_expired_in_between_is_answered_and_not_lost(tmp_path: Path
     points.back(None, error("172.17.0.1", CONTAINER, probe.ip(), kind=(11, 0)))
     report = report_of(points, tmp_path)
 
+    answered = "1 packet was seen at docker0 and found nowhere else, and ICMP errors answered: "
+    answered += "172.17.0.1 said ttl-exceeded to 1"
     assert [(f.code, f.severity, f.message, f.flows, f.advice) for f in report.findings] == [
         (
             "icmp-answered",
             "info",
-            "1 packet seen at docker0 went no further, ICMP errors answered: 172.17.0.1 said ttl-exceeded to 1",
+            answered,
             (3,),
             None,
         )

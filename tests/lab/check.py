@@ -199,14 +199,21 @@ def check_errors(report: Any, truth: Truth, folder: Path) -> None:
                     seen.code,
                 ), row
             flow = report.flows[row.flow - 1]
-            assert flow.protocol == frames[row.before.point, row.before.frame].quoted_protocol, row
+            quoted = {frames[each.point, each.frame].quoted_protocol for each in (row.before, row.after)}
+            assert flow.protocol in quoted, row
     told = Counter[tuple[int, int]]()
     for flow in report.flows:
         for errors in flow.icmp_errors:
             told[errors.type, errors.code] += errors.count
-    arrived = {(row.after_point, row.after_frame) for row in expected}
+    # each is told as it is nearest to the path's beginning
+    beyond = {
+        (row.before_point, row.before_frame)
+        if row.direction == "reply"
+        else (row.after_point, row.after_frame)
+        for row in expected
+    }
     # all errors of the lab quote packets that were captured
-    assert told == Counter((e.type, e.code) for place, e in frames.items() if place not in arrived)
+    assert told == Counter((e.type, e.code) for place, e in frames.items() if place not in beyond)
     faults = [f for f in report.findings if f.code.startswith("icmp-error-")]
     assert not faults, faults
 

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 #: Errors of RFC 792 and RFC 4443: all others are queries, answers, or neighbour discovery.
 TYPES = {"icmp": (3, 4, 5, 11, 12), "icmpv6": tuple(range(1, 128))}
+#: What a translator makes of an ICMP error in ICMPv6 (RFC 7915 section 4.2).
+AS_ICMPV6 = {
+    (3, 0): (1, 0), (3, 1): (1, 0), (3, 3): (1, 4), (3, 4): (2, 0), (3, 10): (1, 1), (3, 13): (1, 1),
+    (11, 0): (3, 0),
+}  # fmt: skip
 _CHECKSUM_AT = {"tcp": 16, "udp": 6, "icmp": 2, "icmpv6": 2}
 
 
@@ -39,6 +44,8 @@ class SeenError:
     quoted_protocol: str
     quoted: Addressing
     fixed: tuple[object, ...]  #: IP id, type, code, MTU, and the quote without addresses, ports and checksums
+    quoted_ttl: int = 0
+    mtu: int = 0  #: of what has one
 
 
 def is_error(packet: object) -> bool:
@@ -98,7 +105,11 @@ def _error(frame: int, data: bytes) -> SeenError | None:
     fixed[at : at + 2] = b"\0\0"
     ip_id = ip[4:6] if ip[0] >> 4 == 4 else b""
     rest = (ip_id, icmp[0], icmp[1], icmp[4:8], fixed_header, bytes(fixed))
-    return SeenError(frame, protocol, *_addresses(ip), icmp[0], icmp[1], quoted_protocol, addressing, rest)
+    ttl = quote[8] if quote[0] >> 4 == 4 else quote[7]
+    mtu = int.from_bytes(icmp[4:8], "big")
+    return SeenError(
+        frame, protocol, *_addresses(ip), icmp[0], icmp[1], quoted_protocol, addressing, rest, ttl, mtu
+    )
 
 
 def expected_errors(hop: Hop, points: Mapping[str, Iterable[SeenError]]) -> set[ExpectedRow]:
@@ -119,6 +130,8 @@ def expected_errors(hop: Hop, points: Mapping[str, Iterable[SeenError]]) -> set[
                 stages = [states.index(error.quoted) for _, error in sightings]
                 if stages[0] < stages[-1]:
                     sightings.reverse()
+                if hop.keeps == "version":
+                    _check_translated([error for _, error in sightings])
                 for (here, first), (there, second) in pairwise(sightings):
                     if first.quoted != second.quoted:
                         rows.add(ExpectedRow(here, first.frame, there, second.frame, direction))
@@ -132,10 +145,31 @@ def _sightings(
     found: dict[tuple[object, ...], list[tuple[str, SeenError]]] = defaultdict(list)
     for name in hop.chain:
         for error in points.get(name, ()):
-            if error.quoted_protocol == protocol and error.quoted in states:
+            same = error.quoted_protocol == protocol or (error.quoted_protocol, protocol) == (
+                "icmp",
+                "icmpv6",
+            )
+            if same and error.quoted in states:
                 assert error.dst == error.quoted.src, error
-                seen = found[error.fixed]
+                seen = found[_either(error) if hop.keeps == "version" else error.fixed]
                 if seen and seen[-1][0] == name:
                     raise UndecidableError(f"{name}: {seen[-1][1]} and {error}")
                 seen.append((name, error))
     return list(found.values())
+
+
+def _either(error: SeenError) -> tuple[object, ...]:
+    """Return what a translator between IP versions leaves of an error: its meaning, the quote's TTL and upper layer."""
+    kind = (error.type, error.code)
+    upper = error.fixed[-1]
+    assert isinstance(upper, bytes)
+    # an echo's type is another one in the other version
+    said = upper[1:] if error.quoted_protocol.startswith("icmp") else upper
+    return AS_ICMPV6[kind] if error.protocol == "icmp" else kind, error.quoted_ttl, said
+
+
+def _check_translated(sightings: list[SeenError]) -> None:
+    """Check that an MTU allows for the longer header (RFC 7915 section 4.2)."""
+    for first, second in pairwise(sightings):
+        four, six = (first, second) if first.protocol == "icmp" else (second, first)
+        assert (four.type, four.code) != (3, 4) or six.mtu == (four.mtu & 0xFFFF) + 20, (four, six)

@@ -36,6 +36,7 @@ HARDLY_TOLD = {
     "trace_udp",
     "trace_udp_fixed_ids",
     "trace_v6",
+    "nat64_errors",
 }
 
 Record = tuple[int, bytes, bytes]  #: time, header, packet

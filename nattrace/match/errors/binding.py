@@ -8,7 +8,7 @@ nothing. What is bound so is no match yet: it says where the flows' packets are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -17,6 +17,7 @@ from nattrace.match import evidence
 from nattrace.match.edges import Edges, group_edges
 from nattrace.match.errors.icmp_errors import CHECKED, error_key
 from nattrace.match.errors.quoted import flows_of_quotes, outer_fits
+from nattrace.match.errors.translated import in_common
 from nattrace.match.keys import commonplace_keys, endpoint_hash, flow_hash, has_ports, mix
 from nattrace.match.lanes import Lanes
 from nattrace.match.outcome import Matches
@@ -98,6 +99,7 @@ def bind_by_errors(
     flows: tuple[Flows, Flows],
     edges: Edges,
     usual: Usual,
+    book: AddressBook,
     *,
     renumbered: bool = False,
 ) -> Edges:
@@ -114,7 +116,17 @@ def bind_by_errors(
     ]
     if not quoting[0].rows.size or not quoting[1].rows.size:
         return Edges.empty()
-    a, b = _believed(errors, flows, quoting, usual)
+    pairs = [_believed(errors, flows, quoting, usual)]
+    versions = [own.packets.version[q.rows] for own, q in zip(errors, quoting, strict=True)]
+    for version in (4, 6):
+        if (versions[0] == version).any() and (versions[1] == 10 - version).any():
+            either = in_common(errors[0], book), in_common(errors[1], book)
+            across = [
+                replace(q, rows=q.rows[of == v])
+                for q, of, v in zip(quoting, versions, (version, 10 - version), strict=True)
+            ]
+            pairs.append(_believed(either, flows, across, usual))
+    a, b = (np.concatenate(rows) for rows in zip(*pairs, strict=True))
     sole = np.flatnonzero(_unanimous(quoting[0].flow[a], quoting[1].flow[b]))
     a, b = a[sole], b[sole]
     flow_a, flow_b = quoting[0].flow[a], quoting[1].flow[b]

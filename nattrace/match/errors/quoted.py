@@ -10,6 +10,7 @@ Kernel: nf_nat_icmp_reply_translation, nf_conntrack_icmp_error; RFC 5508 section
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -28,6 +29,7 @@ from nattrace.match.errors.icmp_errors import (
     error_key,
 )
 from nattrace.match.errors.misquoted import pair_broken, pair_untranslated
+from nattrace.match.errors.translated import in_common
 from nattrace.match.keys import M2, flow_hash, mix
 from nattrace.match.lanes import edge_of
 from nattrace.match.pairing import group_ids, nearest_pairs, unique_pairs
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from nattrace.match.errors.icmp_errors import Errors
     from nattrace.match.flows import Flows
     from nattrace.match.usual import Usual
+    from nattrace.table import AddressBook
 
 #: Errors that are alone with what they say may be this far apart, as other packets inside a binding.
 _UNIQUE_REACH_NS: Final = 10_000_000
@@ -76,6 +79,7 @@ def pair_errors(
     flows_b: Flows,
     edges: Edges,
     usual: Usual,
+    book: AddressBook,
     clock_bound_ns: int = 0,
     *,
     renumbered: bool = False,
@@ -89,29 +93,40 @@ def pair_errors(
     if renumbered:
         errors_a, errors_b = errors_a.without_ids(), errors_b.without_ids()
     side_a, side_b = _locate(errors_a, flows_a, edges, 0), _locate(errors_b, flows_b, edges, 1)
+    across = flows_a.version[edges.flow_a] != flows_b.version[edges.flow_b]
     free_a, free_b = np.ones(len(errors_a), np.bool_), np.ones(len(errors_b), np.bool_)
     lost_a, lost_b = free_a.copy(), free_b.copy()
     lost_a[side_a.row] = lost_b[side_b.row] = False
     parts: list[ErrorPairs] = []
 
-    def open_sides() -> tuple[Located, Located]:
-        return side_a.take(free_a[side_a.row]), side_b.take(free_b[side_b.row])
+    def open_sides(chosen: NDArray[np.bool_]) -> tuple[Located, Located]:
+        return (
+            side_a.take(free_a[side_a.row] & chosen[side_a.edge]),
+            side_b.take(free_b[side_b.row] & chosen[side_b.edge]),
+        )
 
     def take_in(found: ErrorPairs) -> None:
         parts.append(found)
         free_a[found.a] = free_b[found.b] = False
 
+    if across.any():
+        either_a, either_b = in_common(errors_a, book), in_common(errors_b, book)
+        for level in (EXACT, CHECKED):
+            a, b = open_sides(across)
+            a, b = replace(a, errors=either_a), replace(b, errors=either_b)
+            take_in(_pair_level(a, b, level, edges, usual, clock_bound_ns, across=True))
     for level in (EXACT, CHECKED, WHOLE, LOOSE):
-        take_in(_pair_level(*open_sides(), level, edges, usual, clock_bound_ns))
-    take_in(pair_broken(*open_sides()))
+        take_in(_pair_level(*open_sides(~across), level, edges, usual, clock_bound_ns))
+    take_in(pair_broken(*open_sides(~across)))
     for right_is_a in (True, False):
-        a, b = open_sides()
+        a, b = open_sides(~across)
         if right_is_a:
             stray, far = np.flatnonzero(lost_b & free_b), (errors_b, flows_b, edges.flow_b)
         else:
             stray, far = np.flatnonzero(lost_a & free_a), (errors_a, flows_a, edges.flow_a)
         take_in(pair_untranslated(a if right_is_a else b, stray, far, edges, right_is_a=right_is_a))
-    return ErrorPairs.concatenate(parts), *_tied(*open_sides(), len(errors_a), len(errors_b))
+    # what has no equal across IP versions may have been dropped there: it could be nothing else
+    return ErrorPairs.concatenate(parts), *_tied(*open_sides(~across), len(errors_a), len(errors_b))
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -139,9 +154,19 @@ def _locate(errors: Errors, flows: Flows, edges: Edges, side: int) -> Located:
 
 
 def _pair_level(
-    a: Located, b: Located, level: int, edges: Edges, usual: Usual, clock_bound_ns: int
+    a: Located,
+    b: Located,
+    level: int,
+    edges: Edges,
+    usual: Usual,
+    clock_bound_ns: int,
+    *,
+    across: bool = False,
 ) -> ErrorPairs:
-    """Pair what is equal on one level: alone with it in its lane, or clearly nearest in time."""
+    """Pair what is equal on one level: alone with it in its lane, or clearly nearest in time.
+
+    `across` IP versions, with errors as they are in either (see `translated`).
+    """
     key_a = mix(error_key(a.errors, level)[a.row] ^ a.lane() * M2)
     key_b = mix(error_key(b.errors, level)[b.row] ^ b.lane() * M2)
     time_a = a.errors.packets.time_ns[a.row] + _shift_ns(edges, a.edge, ~a.backward)
@@ -167,10 +192,12 @@ def _pair_level(
             margin=MARGIN, rounds=4,
         )  # fmt: skip
         first, second = np.concatenate([first, left_a[near_a]]), np.concatenate([second, left_b[near_b]])
-    return _judged(a, b, first, second)
+    return _judged(a, b, first, second, across=across)
 
 
-def _judged(a: Located, b: Located, first: NDArray[np.int64], second: NDArray[np.int64]) -> ErrorPairs:
+def _judged(
+    a: Located, b: Located, first: NDArray[np.int64], second: NDArray[np.int64], *, across: bool
+) -> ErrorPairs:
     """Say what speaks for each pair, and drop those that something speaks against."""
     # an error on several edges may find a different partner on each: then it is none's
     sole = (np.bincount(a.row[first])[a.row[first]] == 1) & (np.bincount(b.row[second])[b.row[second]] == 1)
@@ -199,9 +226,10 @@ def _judged(a: Located, b: Located, first: NDArray[np.int64], second: NDArray[np
     # a router keeps its address or, with Linux, takes the one that the quoted host is known by
     own_a, own_b = one.src[row_a] == quote_a.dst[row_a], two.src[row_b] == quote_b.dst[row_b]
     same_router = one.src[row_a] == two.src[row_b]
-    one_router = same_router | own_a | own_b
+    # a router without an address of the other IP version gets the translator's
+    one_router = same_router | own_a | own_b | across
     outer = outer_fits(a.errors, row_a) != outer_fits(b.errors, row_b)
-    fault[outer | (same_router & (own_a != own_b))] = OUTER_UNTRANSLATED
+    fault[outer | (same_router & (own_a != own_b) & (not across))] = OUTER_UNTRANSLATED
     alike = (quote_a.ttl[row_a] == quote_b.ttl[row_b]) & (
         quote_a.ip_length[row_a] == quote_b.ip_length[row_b]
     )

@@ -34,11 +34,12 @@ if TYPE_CHECKING:
 #: Longest wait for a translator of the lab to start.
 PATIENCE_S = 5.0
 
-#: Prefixes outside that stand for the containers' ones (RFC 5737, RFC 3849, RFC 6052).
-NPT_PREFIX, NAT64_PREFIX, NAT64_POOL = (
+#: Prefixes outside that stand for the containers' ones (RFC 3849, RFC 6052, RFC 2544), and the translator's own address.
+NPT_PREFIX, NAT64_PREFIX, NAT64_POOL, NAT64_OWN = (
     "2001:db8:9::/64",
     "2001:db8:64::",
-    "192.0.2.0/24",
+    "198.18.0.0/24",
+    "198.18.0.1",
 )
 
 
@@ -163,7 +164,7 @@ def npt(folder: Path) -> Truth:
         mapped = {
             client_address_v6(n): _npt(client_address_v6(n), "fd00:17::/64", NPT_PREFIX) for n in (1, 2)
         }
-        return _by_construction(net, folder, _entries(SERVERS_V6[0], SERVERS_V6[0], mapped))
+        return by_construction(net, folder, _entries(SERVERS_V6[0], SERVERS_V6[0], mapped))
 
 
 def _npt(address: str, inside: str, outside: str) -> str:
@@ -188,25 +189,25 @@ def nat64(folder: Path) -> Truth:
     if shutil.which("tayga") is None:
         raise NotHereError("needs tayga")
     with lab(clients=2, ipv6=True) as net:
-        mapped = {client_address_v6(n): f"192.0.2.{100 + n}" for n in (1, 2)}
-        with _tayga(net.router, folder, mapped):
+        mapped = {client_address_v6(n): f"198.18.0.{100 + n}" for n in (1, 2)}
+        with tayga(net.router, folder, mapped):
             net.internet.route(NAT64_POOL, UPLINK)
             _everything(net, folder, f"{NAT64_PREFIX}{SERVERS[0]}", server=SERVERS[0])
         server = str(ipaddress.IPv6Address(f"{NAT64_PREFIX}{SERVERS[0]}"))
-        return replace_keeps(_by_construction(net, folder, _entries(server, SERVERS[0], mapped)), "version")
+        return keeping(by_construction(net, folder, _entries(server, SERVERS[0], mapped)), "version")
 
 
-def replace_keeps(truth: Truth, keeps: str) -> Truth:
+def keeping(truth: Truth, keeps: str) -> Truth:
     """Return the truth of boxes that leave other things alone."""
     return replace(truth, hops=tuple(replace(hop, keeps=keeps) for hop in truth.hops))
 
 
 @contextmanager
-def _tayga(router: Namespace, folder: Path, mapped: dict[str, str]) -> Iterator[None]:
+def tayga(router: Namespace, folder: Path, mapped: dict[str, str]) -> Iterator[None]:
     """Run tayga, a NAT64 in user space, between a tun device and the router's own forwarding."""
     configuration = folder / "tayga.conf"
     configuration.write_text(
-        f"tun-device nat64\nipv4-addr 192.0.2.1\nprefix {NAT64_PREFIX}/96\n"
+        f"tun-device nat64\nipv4-addr {NAT64_OWN}\nprefix {NAT64_PREFIX}/96\n"
         + "".join(f"map {four} {six}\n" for six, four in mapped.items())
     )
     router.run(f"tayga -c {configuration} --mktun")
@@ -302,7 +303,7 @@ def _entries(server: str, server_after: str, mapped: dict[str, str]) -> tuple[En
     return tuple(found)
 
 
-def _by_construction(net: Lab, folder: Path, entries: tuple[Entry, ...]) -> Truth:
+def by_construction(net: Lab, folder: Path, entries: tuple[Entry, ...]) -> Truth:
     """Return the truth of a stateless box: the kernel lists nothing, the configuration says all."""
     truth = kernel_truth(net, folder)
     return replace(truth, hops=tuple(replace(hop, conntrack="", entries=entries) for hop in truth.hops))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import pytest
@@ -57,16 +58,19 @@ def network(
     protocol: int = UDP,
     short: bool = False,
     silent: float = 0.0,
+    nat64: bool = False,
 ) -> Traced:
     """Hosts trace one target at the same time, three probes a hop; the last `hidden` of them are not captured inside.
 
     `host_ids` and `router_ids` are ``counter`` (each its own), ``zero``, or ``step`` (all hosts alike, or one number
     in all errors). With `fixed_port` all hosts send from one port, as busybox does. A share `silent` of the probes
-    gets no answer.
+    gets no answer. With `nat64` hosts of IPv6 trace a target of IPv4, each behind an address of its own.
     """
     draw = random.Random(seed)
     traced = Traced()
     server, public = (SERVER, PUBLIC) if version == 4 else (SERVER6, PUBLIC6)
+    if nat64:
+        server = embedded(SERVER)
     prefix = "172.17.0." if version == 4 else "fd00:17::"
     counters = [draw.randrange(2000, 60000) for _ in range(hosts)]
     router_counter = {router: draw.randrange(2000, 60000) for router in ROUTERS[version]}
@@ -93,7 +97,9 @@ def network(
                 protocol=protocol, ip_id=ip_id if version == 4 else 0, ttl=hop + 2, seq=draw.getrandbits(32),
             )  # fmt: skip
             after = replace(before, src=public, sport=port)
-            traced.translation[before.src, sport, dport] = (public, port)
+            if nat64:
+                after = replace(before, src=f"198.18.0.{host + 2}", dst=SERVER, ip_id=ip_id)
+            traced.translation[before.src, sport, dport] = (after.src, after.sport)
             late = draw.randrange(8_000, 60_000)
             serial += 1
             if draw.random() >= loss and host < hosts - hidden:
@@ -112,11 +118,12 @@ def network(
             kind = (11, 0) if version == 4 else (3, 0)
             serial += 1
             if draw.random() >= loss:
-                events.append(
-                    (back, serial, "eth0", error(router, public, quotes[1], kind=kind, ip_id=own_id))
-                )
+                sender, sent = (ROUTERS[4][hop], (11, 0)) if nat64 else (router, kind)
+                data = error(sender, after.src, quotes[1], kind=sent, ip_id=own_id)
+                events.append((back, serial, "eth0", data))
             if draw.random() >= loss and host < hosts - hidden:
-                data = error(router, before.src, quotes[0], kind=kind, ip_id=own_id, ttl=59)
+                sender = embedded(ROUTERS[4][hop]) if nat64 else router
+                data = error(sender, before.src, quotes[0], kind=kind, ip_id=own_id, ttl=59)
                 events.append((back + draw.randrange(8_000, 60_000), serial, "docker0", data))
             if draw.random() < 0.5:
                 now = back
@@ -126,6 +133,11 @@ def network(
     traced.points.now_ns = max(time_ns for time_ns, *_ in events) + 50_000_000
     traced.points.frame()
     return traced
+
+
+def embedded(address: str) -> str:
+    """An IPv4 address as IPv6 hosts write it (RFC 6052)."""
+    return str(ip_address(f"64:ff9b::{address}"))
 
 
 def check(traced: Traced, folder: Path) -> tuple[float, Report]:
@@ -206,3 +218,20 @@ def test_nothing_is_wrong_without_identifications_at_all(
     seed: int, loss: float, hidden: int, fixed_port: bool, tmp_path: Path
 ) -> None:
     check(network(seed, version=6, hosts=4, loss=loss, hidden=hidden, fixed_port=fixed_port), tmp_path)
+
+
+@pytest.mark.parametrize("protocol", [UDP, TCP])
+@pytest.mark.parametrize("loss", [0.0, 0.3])
+@pytest.mark.parametrize("hosts", [1, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_nothing_is_wrong_behind_a_nat64(
+    seed: int, hosts: int, loss: float, protocol: int, tmp_path: Path
+) -> None:
+    recall, report = check(
+        network(seed, version=6, nat64=True, hosts=hosts, loss=loss, protocol=protocol, fixed_port=seed == 3),
+        tmp_path,
+    )
+
+    assert recall == 1.0 or loss or (protocol == UDP and hosts > 1)
+    kinds = {(each.type, each.code, each.name) for flow in report.flows for each in flow.icmp_errors}
+    assert kinds <= {(3, 0, "hop-limit-exceeded"), (11, 0, "ttl-exceeded")}
