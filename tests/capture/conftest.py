@@ -41,6 +41,13 @@ def engine() -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="module")
+def unproxied() -> Iterator[Engine]:
+    """A running Docker engine without docker-proxy."""
+    with running(engines.without_proxy, "dockerd") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
 def podman() -> Iterator[Engine]:
     """A running Podman that serves Docker's API."""
     with running(engines.podman, "podman") as made:
@@ -50,7 +57,7 @@ def podman() -> Iterator[Engine]:
 @pytest.fixture(autouse=True)
 def _nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Hold every test that uses the engine to what it leaves in it."""
-    wanted = {"engine", "podman"}.intersection(request.fixturenames)
+    wanted = {"engine", "podman", "unproxied"}.intersection(request.fixturenames)
     if not wanted:
         yield
         return

@@ -166,6 +166,11 @@ def dockerd(folder: Path) -> tuple[str, ...]:
     )
 
 
+def without_proxy(folder: Path) -> tuple[str, ...]:
+    """Return the command that serves Docker without docker-proxy: the kernel alone publishes ports, by hairpins too."""
+    return (*dockerd(folder), "--userland-proxy=false")
+
+
 #: runc, because crun refuses a machine with both kinds of cgroups; limits, because raising them takes a right.
 _CONTAINERS_CONF = """
 [containers]

@@ -1,0 +1,63 @@
+"""An engine without docker-proxy: a published port reached from inside is translated on the bridge, and comes back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lab.topology import UPLINK
+
+from capture.evidence import captured, conntrack, report_of, run, translations
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from capture.engine import Engine
+
+CONNECTIONS = 4
+
+
+def reached(engine: Engine, folder: Path, client: str, *points: str) -> Any:
+    """Have a container reach a published port by the host's address; return the report of the capture."""
+    again = f"for n in $(seq {CONNECTIONS}); do echo | nc -w 1 {UPLINK} 8080; done"
+    done = engine.nattrace(
+        *("capture", *points, "-i", "eth0", "-w", f"{folder}/b", "--filter", "tcp", "--"),
+        *("docker", "exec", client, "sh", "-c", again),
+    )
+    assert done.returncode == 0, done.stderr
+    report = report_of(folder / "b")
+    assert translations(report) == conntrack(engine, "tcp")
+    assert len(translations(report)) == CONNECTIONS
+    # whatever the bridge shows twice, one host has one clock, and nothing is lost or in doubt
+    assert report["findings"] == []
+    assert {point["clock"]["offset_ns"] for point in report["points"]} == {0}
+    accounting = report["accounting"]
+    assert accounting["packets"] == accounting["matched"] + accounting["unmatched"].get("duplicate", 0)
+    return report
+
+
+def test_another_container_reaches_a_published_port(unproxied: Engine, tmp_path: Path) -> None:
+    run(unproxied, "--name web -p 8080:80 busybox httpd -f -p 80")
+    run(unproxied, "--name job busybox sleep 600")
+    report = reached(unproxied, tmp_path, "job", "--container", "job", "--container", "web", "-i", "docker0")
+    counts = captured(tmp_path / "b")
+    assert counts["eth0"] == 0
+    assert counts["job:eth0"]
+    for flow in report["flows"]:
+        assert flow["path"][0] == "job:eth0"
+        assert flow["path"][-1] == "web:eth0"
+        assert [t["nat"] for t in flow["translations"]] == ["dnat"]
+        assert sum(c["lost"] + c["ambiguous"] + c["unknowable"] for c in flow["crossings"]) == 0
+
+
+def test_a_container_reaches_its_own_published_port(unproxied: Engine, tmp_path: Path) -> None:
+    run(unproxied, "--name web -p 8080:80 busybox httpd -f -p 80")
+    report = reached(unproxied, tmp_path, "web", "--container", "web")
+    counts = captured(tmp_path / "b")
+    cable = next(name for name in counts if name.startswith("veth"))
+    assert counts["web:eth0"] == counts[cable]
+    assert len(report["flows"]) == CONNECTIONS
+    for flow in report["flows"]:
+        # out by its cable, and in again by the same one
+        assert flow["path"] == ["web:eth0", cable, cable, "web:eth0"]
+        ((nat, there, back),) = [(t["nat"], t["from"], t["to"]) for t in flow["translations"]]
+        assert (nat, there, back) == ("snat+dnat", cable, cable)
