@@ -14,7 +14,7 @@ from nattrace.bundle.manifest import Manifest, parse_manifest
 from nattrace.report.json import report_dict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from capture.engine import Engine
@@ -56,15 +56,29 @@ def translations(report: Any) -> set[tuple[Any, ...]]:
 
 def conntrack(engine: Engine, protocol: str) -> set[tuple[Any, ...]]:
     """Both tuples of every entry that the kernel has translated."""
-    entries = set()
     family = "ipv6" if protocol == "icmpv6" else "ipv4"
-    for line in engine.host.run(f"conntrack -L -f {family} -p {protocol}").splitlines():
+    return translated_entries(engine.host.run(f"conntrack -L -f {family} -p {protocol}").splitlines())
+
+
+def conntrack_events(folder: Path) -> set[tuple[Any, ...]]:
+    """Both tuples of every translated entry that the kernel made while a bundle was captured."""
+    text = (folder / manifest_of(folder).context["during/conntrack-events"]).read_text()
+    return translated_entries(line for line in text.splitlines() if "[NEW]" in line)
+
+
+def translated_entries(lines: Iterable[str]) -> set[tuple[Any, ...]]:
+    """Both tuples of every entry that conntrack printed, if they are not each other's reverse."""
+    entries = set()
+    for line in lines:
         ways: list[dict[str, str]] = []
         for word in line.split():
             key, _, value = word.partition("=")
             if key == "src":
                 ways.append({})
-            if ways and key in {"src", "dst", "sport", "dport", "id"}:
+            # the entry's own number is called id as well, and stands behind TCP's and UDP's tuples
+            if ways and (
+                key in {"src", "dst", "sport", "dport", "type"} or (key == "id" and "type" in ways[-1])
+            ):
                 ways[-1].setdefault(key, value)
         entry = tuple(
             tuple(
