@@ -8,6 +8,7 @@ import numpy as np
 
 from nattrace.ingest.l4 import fillings
 from nattrace.match import evidence
+from nattrace.match.counters import by_chance
 from nattrace.match.evidence import TCP_REPEAT_NS
 from nattrace.match.keys import blank_echoes, commonplace_keys
 from nattrace.match.outcome import Matches
@@ -148,6 +149,8 @@ def _believe(
             unsure = unsure[~worn]
             good[unsure[_outvoted(rows_a, a, rows_b, b, good, unsure)]] = False
     if careful:
+        told = np.flatnonzero(good & told_apart)
+        good[told[by_chance(rows_a, a[told], rows_b, b[told])]] = False
         numbered_by_hand = np.flatnonzero(good & tcp & made_up(rows_a.table.seq[a]))
         if numbered_by_hand.size:
             x, y = a[numbered_by_hand], b[numbered_by_hand]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nattrace.match import evidence
+from nattrace.match.counters import by_chance
 from nattrace.match.edges import Edges, group_edges
 from nattrace.match.keys import M1, mix
 from nattrace.match.pairing import group_ids, nearest_pairs, same_ranks, unique_pairs
@@ -104,6 +105,8 @@ def elect(
     total_b = np.bincount(votes.flow_b, count, int(votes.flow_b.max()) + 1)[votes.flow_b]
     elected = (weight >= _VOTE_BITS) & (count >= _VOTE_PACKETS)
     elected &= (count >= _VOTE_SHARE * total_a) & (count >= _VOTE_SHARE * total_b)
+    # what agrees by chance elects nobody, and is dissent all the same
+    elected &= 2 * np.bincount(member[by_chance(rows_a, a, rows_b, b)], minlength=len(votes)) <= count
     # what an elected binding says of times comes from its typical pairs only, see `_typical`
     voters = np.flatnonzero(elected[member])
     voters = voters[_typical(delta[voters])]

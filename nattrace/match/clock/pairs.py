@@ -14,6 +14,7 @@ import numpy as np
 from nattrace.match.clock.fit import MIN_PIECE
 from nattrace.match.clock.line import MIN_SIDE
 from nattrace.match.clock.sample import Sampled, shared
+from nattrace.match.counters import counts_up
 from nattrace.match.keys import M1, mix
 from nattrace.match.unique import FAR_NS
 from nattrace.match.windows import REACH_NS
@@ -120,7 +121,10 @@ def _ascending(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def _believable(
     first: Sampled, second: Sampled, both: Shared, matched: Matched
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the shared packets without those that neither have a number of their own nor were matched."""
+    """Return the shared packets without those that neither have a number of their own nor were matched.
+
+    Nor do those count that a counter may have given their number.
+    """
     sure = first.strong[both.a] & second.strong[both.b]
     weak = np.flatnonzero(~sure)
     if weak.size:
@@ -130,7 +134,32 @@ def _believable(
             p, q = code >> 32, code & 0xFFFFFFFF
             sure[rows] = matched(p, q, first.number[both.a[rows]])
             sure[rows] &= matched(q, p, second.number[both.b[rows]])
+    sure &= ~_merely_counted(first, second, both)
     return both.a[sure], both.b[sure]
+
+
+def _merely_counted(first: Sampled, second: Sampled, both: Shared) -> NDArray[np.bool_]:
+    """Return which shared packets say what others of their capture say, and differ from these by a counter only.
+
+    Two counters that overlap by chance give such packets the same numbers some packets earlier or later.
+    """
+    result = np.zeros(both.a.size, np.bool_)
+    alike = [
+        np.flatnonzero(_repeated(side.content)[rows]) for side, rows in ((first, both.a), (second, both.b))
+    ]
+    asked = np.union1d(*alike)
+    if asked.size:
+        packets = first.take(both.a[asked])
+        _, lane = np.unique(mix(packets.flow ^ packets.backward * M1), return_inverse=True)
+        result[asked] = counts_up(lane.reshape(-1), packets.time_ns, packets.ip_id)
+    return result
+
+
+def _repeated(keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Return which keys are there more than once."""
+    _, place, count = np.unique(keys, return_inverse=True, return_counts=True)
+    result: NDArray[np.bool_] = (count > 1)[place.reshape(-1)]
+    return result
 
 
 def steady(packets: Sampled) -> NDArray[np.int64]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nattrace.match.flows import Flows
     from nattrace.match.rows import Rows
 
-#: Packets kept of all captures together (50 bytes each), and of each of them at most and at least.
+#: Packets kept of all captures together (58 bytes each), and of each of them at most and at least.
 TOTAL_KEPT = 2**20
 MOST_KEPT = 2**13
 FEWEST_KEPT = 2**11
@@ -43,6 +43,7 @@ class Sampled:
     """Packets of one capture, one row each, in the order of the file for each point."""
 
     key: NDArray[np.uint64]  #: exact key, see `packet_keys`
+    content: NDArray[np.uint64]  #: key without IP identification
     time_ns: NDArray[np.int64]
     frame: NDArray[np.uint32]
     point: NDArray[np.int64]  #: number among all points, as the matcher has it
@@ -140,6 +141,7 @@ def _packets(point: int, rows: Rows, flows: Flows, chosen: NDArray[np.int64]) ->
     summed = table.residual_known[chosen] & (table.content_length[chosen] < NAMED)
     return Sampled(
         key=rows.exact[chosen],
+        content=rows.content[chosen],
         time_ns=table.time_ns[chosen],
         frame=table.frame[chosen],
         point=np.full(chosen.size, point),

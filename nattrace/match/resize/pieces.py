@@ -56,6 +56,16 @@ class Pieces:
             rows_a[self.tied_a], rows_b[self.tied_b],
         )  # fmt: skip
 
+    def without(self, chosen: NDArray[np.int64]) -> Pieces:
+        """Return the same less the chosen pairs, whose packets are tied instead."""
+        kept = np.setdiff1d(np.arange(self.a.size), chosen)
+        return Pieces(
+            self.a[kept], self.b[kept], self.shared_bytes[kept], self.whole_a[kept], self.whole_b[kept],
+            self.flags[kept],
+            np.setdiff1d(np.concatenate([self.tied_a, self.a[chosen]]), self.a[kept]),
+            np.setdiff1d(np.concatenate([self.tied_b, self.b[chosen]]), self.b[kept]),
+        )  # fmt: skip
+
     def split(self) -> tuple[Matches, Pieces]:
         """Return the pairs of packets that have all their bytes in common, and the other pieces."""
         same = (self.shared_bytes == self.whole_a) & (self.shared_bytes == self.whole_b)

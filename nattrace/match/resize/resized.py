@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from nattrace.match.counters import by_chance
 from nattrace.match.resize.datagrams import match_datagrams
 from nattrace.match.resize.pieces import Pieces
 from nattrace.match.resize.streams import match_streams
@@ -30,4 +33,9 @@ def match_pieces(
     streams = match_streams(rows_a, rows_b, lanes, usual)
     datagrams = match_datagrams(rows_a, rows_b, lanes.without(streams.a, streams.b), heads, firsts, usual)
     free = lanes.without(datagrams.a, datagrams.b)
-    return Pieces.concatenate([streams, datagrams, match_trains(rows_a, rows_b, free, usual)])
+    found = Pieces.concatenate([streams, datagrams, match_trains(rows_a, rows_b, free, usual)])
+    # what kept its size was no match before, and is none now when its identification alone would make it one
+    same = (found.shared_bytes == found.whole_a) & (found.shared_bytes == found.whole_b)
+    chance = np.flatnonzero(same)
+    chance = chance[by_chance(rows_a, found.a[chance], rows_b, found.b[chance])]
+    return found.without(chance) if chance.size else found
