@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from nattrace.bundle.writing import new_folder, write_manifest
 from nattrace.capture.errors import CaptureError
@@ -20,12 +20,13 @@ from nattrace.capture.image import DEFAULT_BASE, DEFAULT_TAG, Recipe, helper_ima
 from nattrace.capture.plan import Options, PointPlan, with_buffers
 from nattrace.capture.points import Selection, resolve
 from nattrace.capture.recorder import HostRecorder, find_tcpdump, host_command
+from nattrace.capture.records import counted
 from nattrace.capture.script import script
 from nattrace.capture.session import run_session
 from nattrace.capture.snapshot import Snapshot, context_commands
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from nattrace.bundle.manifest import Manifest
     from nattrace.capture.host import Host
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["Options", "PointPlan", "Request", "Selection", "dry_run", "install_tcpdump", "run"]
 
 Via = Literal["docker", "host"]
+
+#: Bytes that a manifest may need: one of 20 points has 20,000.
+_MANIFEST_ROOM: Final = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ def run(
         folder = new_folder(path)
         snapshot = Snapshot(folder, client, host) if request.context else None
         try:
-            with snapshot or nullcontext():
+            with _room_for_a_manifest(folder), snapshot or nullcontext():
                 manifest = run_session(
                     points,
                     lambda point: start(point, folder),
@@ -80,14 +84,28 @@ def run(
                     on_progress=on_progress,
                     on_message=on_message,
                 )
-        except CaptureError:
-            # The capture never began, and the folder was empty before.
-            shutil.rmtree(folder, ignore_errors=True)
+            if snapshot is not None:
+                manifest = replace(manifest, context=snapshot.files, missing=snapshot.missing)
+            if request.options.ring_files is None:  # a ring drops packets on purpose
+                manifest = replace(manifest, points=tuple(counted(each, folder) for each in manifest.points))
+            write_manifest(manifest, folder)
+        except BaseException:
+            # The folder was empty before, and what tells of a capture is nothing without one.
+            if not any(file.stat().st_size for file in folder.glob("*.pcap*")):
+                shutil.rmtree(folder, ignore_errors=True)
             raise
-    if snapshot is not None:
-        manifest = replace(manifest, context=snapshot.files, missing=snapshot.missing)
-    write_manifest(manifest, folder)
     return manifest
+
+
+@contextmanager
+def _room_for_a_manifest(folder: Path) -> Iterator[None]:
+    """Keep some space while captures may fill the disk: without its manifest a bundle is none."""
+    reserve = folder / ".reserve"
+    try:
+        reserve.write_bytes(bytes(_MANIFEST_ROOM))
+        yield
+    finally:
+        reserve.unlink(missing_ok=True)
 
 
 def dry_run(request: Request, path: str) -> str:

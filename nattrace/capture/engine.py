@@ -106,7 +106,13 @@ def engine_errors(what: str) -> Iterator[None]:
 
 def complaint(error: Exception) -> str:
     """Return what the engine said, on one line."""
-    text = getattr(error, "explanation", None) or str(error)
+    text = getattr(error, "explanation", None)
+    if text is None:
+        # requests and urllib3 wrap what the system said, several times.
+        cause: BaseException | None = error
+        while cause is not None and getattr(cause, "strerror", None) is None:
+            cause = cause.__cause__ or cause.__context__
+        text = getattr(cause, "strerror", None) or error
     return " ".join(str(text).split())[:300]
 
 

@@ -14,6 +14,14 @@ class CaptureError(NattraceError):
     """A capture cannot start or could not be finished: no tool, no right, no engine, no such interface."""
 
 
+class UncollectedError(CaptureError):
+    """Captures did not come into the bundle whole; `files` are there as far as they came."""
+
+    def __init__(self, message: str, files: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.files = files
+
+
 def tcpdump_complaint(said: str) -> str:
     """Return the last line that tcpdump printed of its own, without its name; empty when it said nothing."""
     lines = [line.strip() for line in said.splitlines() if line.strip() and not _ROUTINE.search(line)]

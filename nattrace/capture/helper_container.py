@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
 from nattrace.capture.engine import complaint, engine_errors, is_podman
-from nattrace.capture.errors import CaptureError
+from nattrace.capture.errors import UncollectedError
 from nattrace.capture.image import StreamFile
 from nattrace.capture.plan import tcpdump_arguments
 from nattrace.capture.watchdog import SIZE_REACHED, watched
@@ -233,22 +233,26 @@ class HelperRecorder:
         return None
 
     def collect(self) -> tuple[str, ...]:
-        """Copy the capture files into the bundle. Raises CaptureError when the engine does not give them."""
-        names = []
-        with engine_errors(f"{self.point.name}: the engine does not give the capture"):
+        """Copy the capture files into the bundle; UncollectedError when the engine or the disk has not enough."""
+        import docker  # noqa: PLC0415
+
+        names: list[str] = []
+        try:
             stream, _ = self.container.get_archive(f"{self._inside}/.")
-            try:
-                with tarfile.open(fileobj=StreamFile(stream), mode="r|") as archive:
-                    for member in archive:
-                        name = PurePosixPath(member.name).name
-                        if member.isfile() and member.size and self.point.owns(name):
-                            source = archive.extractfile(member)
-                            if source is not None:
-                                with (self._folder / name).open("wb") as file:
-                                    shutil.copyfileobj(source, file, 1 << 20)
+            with tarfile.open(fileobj=StreamFile(stream), mode="r|") as archive:
+                for member in archive:
+                    name = PurePosixPath(member.name).name
+                    if member.isfile() and member.size and self.point.owns(name):
+                        source = archive.extractfile(member)
+                        if source is not None:
+                            with (self._folder / name).open("wb") as file:
                                 names.append(name)
-            except tarfile.TarError as error:
-                raise CaptureError(f"{self.point.name}: the engine's archive is damaged: {error}") from error
+                                shutil.copyfileobj(source, file, 1 << 20)
+        # What requests raises is an OSError as well.
+        except (docker.errors.DockerException, OSError, tarfile.TarError) as error:
+            raise UncollectedError(
+                f"the capture, or its end, is missing: {complaint(error)}", tuple(sorted(names))
+            ) from error
         return tuple(sorted(names))
 
     def close(self) -> None:

@@ -47,7 +47,10 @@ class Recorder(Protocol):
         """Return the bytes captured so far, None where that cannot be seen from here."""
 
     def collect(self) -> tuple[str, ...]:
-        """Bring the capture files into the bundle, after tcpdump has ended; return their names in it."""
+        """Bring the capture files into the bundle, after tcpdump has ended; return their names in it.
+
+        Raises UncollectedError when they do not come whole.
+        """
 
     def close(self) -> None:
         """Leave nothing running and nothing behind but what was collected; may be called at any time."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nattrace import __version__
 from nattrace.bundle.counters import counters_in, interface_in
 from nattrace.bundle.manifest import Manifest, PointEntry, Workload
-from nattrace.capture.errors import CaptureError, start_failure, tcpdump_complaint
+from nattrace.capture.errors import CaptureError, UncollectedError, start_failure, tcpdump_complaint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -306,7 +306,7 @@ def _stop(recorders: Sequence[Recorder], problems: dict[str, str], options: Opti
         )
         try:
             entries.append(replace(entry, files=recorder.collect()))
-        except CaptureError as error:
+        except UncollectedError as error:
             # The other points' packets must not be lost with this one's.
-            entries.append(replace(entry, problem=entry.problem or str(error)))
+            entries.append(replace(entry, files=error.files, problem=entry.problem or str(error)))
     return entries

@@ -191,8 +191,8 @@ class Snapshot:
         return path
 
     def _write(self, phase: str, name: str, suffix: str, content: bytes) -> None:
-        path = self._path(phase, name, suffix)
         try:
+            path = self._path(phase, name, suffix)
             path.write_bytes(content)
         except OSError as failure:
             self._lack(f"{phase}/{name}", failure.strerror or str(failure), None)

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 #: What the watcher says when it ends the capture because of its size.
 SIZE_REACHED: Final = "the capture has reached its greatest size"
 
+#: What it says when the disk is as good as full. tcpdump does not look at what becomes of a packet that it writes.
+DISK_FULL: Final = "no space left where the engine keeps the capture"
+
+#: Bytes that are left to others there.
+_LEAST_FREE: Final = 8 << 20
+
 #: Arguments: seconds, bytes, what lies above the folder of this helper's files, that folder, command.
 #: The files of all helpers count, by what they hold: blocks say more on some file systems (xfs allocates ahead).
 _SCRIPT: Final = f"""
@@ -28,6 +34,10 @@ mkdir -p "$3/$4" || exit
       echo "tcpdump: {SIZE_REACHED}" >&2
       break
     fi
+    if free=$(stat -f -c "%a * %S" "$3" 2> /dev/null) && [ $(($free)) -lt {_LEAST_FREE} ]; then
+      echo "tcpdump: {DISK_FULL}" >&2
+      break
+    fi
   done
   [ "$left" -gt 0 ] || echo "tcpdump: the capture has reached its longest time" >&2
   while kill -INT 1 && sleep 1; do :; done
@@ -40,7 +50,7 @@ exec "$@"
 def watched(command: Sequence[str], *, seconds: int, max_bytes: int, volume: str, folder: str) -> list[str]:
     """Return a command line that makes ``volume/folder`` and runs `command` as the first process of a container.
 
-    It gets SIGINT after so many seconds, or when all files in the folders of `volume` have so many bytes together
-    (looked at once a second).
+    It gets SIGINT after so many seconds, when all files in the folders of `volume` have so many bytes together, or
+    when there is no space left (looked at once a second).
     """
     return ["sh", "-c", _SCRIPT, "nattrace", str(seconds), str(max_bytes), volume, folder, *command]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shutil
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -143,6 +144,8 @@ def run(arguments: argparse.Namespace, message: Callable[[str], None]) -> str | 
         lacking = [each.what + (f" (needs {each.needs})" if each.needs else "") for each in manifest.missing]
         message(f"context without {', '.join(lacking)}: manifest.json says why")
     message(_summary(folder, manifest))
+    if any(point.problem for point in manifest.points):
+        message("; ".join(f"{point.name}: {point.problem}" for point in manifest.points if point.problem))
     return str(folder)
 
 
@@ -214,10 +217,12 @@ def _summary(folder: str, manifest: Manifest) -> str:
         counters = point.counters
         said = "?" if counters is None or counters.captured is None else str(counters.captured)
         lost = counters.dropped_by_kernel if counters is not None else None
-        counted.append(f"{point.name} {said}" + (f" ({lost} dropped)" if lost else ""))
+        remarks = [f"{lost} dropped"] * bool(lost) + ["incomplete"] * bool(point.problem)
+        counted.append(f"{point.name} {said}" + (f" ({', '.join(remarks)})" if remarks else ""))
     ended = f"ended by {manifest.stopped_by}"
     if manifest.workload is not None and manifest.workload.exit_code:
-        ended += f", which gave exit code {manifest.workload.exit_code}"
+        code = manifest.workload.exit_code
+        ended += f"; the command {f'gave exit code {code}' if code > 0 else f'was ended by signal {-code}'}"
     return f"bundle {folder}: packets {', '.join(counted)}; {ended}"
 
 
@@ -244,7 +249,9 @@ class _Line:
         time_text = (
             f"{progress.elapsed_s:.0f} s" if progress.left_s is None else f"{progress.left_s:.0f} s left"
         )
-        self._write(f"capturing  {counts}  {time_text}"[:200])
+        # One column less than there are: a full line moves the cursor to the next.
+        columns = shutil.get_terminal_size().columns - 1
+        self._write(f"capturing  {time_text}  {counts}"[:columns])
 
     def _write(self, text: str) -> None:
         if self._stream is not None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,6 +77,25 @@ def test_a_removed_helper_and_a_removed_container_are_said(engine: Engine, tmp_p
     assert re.search("killed by signal 9|container is gone", problems["eth0"])
     cable = next(name for name in problems if name.startswith("veth"))
     assert "tcpdump ended with exit code 1 before the capture was stopped" in problems[cable]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_before_anything_is_captured_or_twice_leaves_no_folder(
+    engine: Engine, tmp_path: Path, times: int
+) -> None:
+    words = ["capture", "-i", "eth0", "--filter", "udp port 9", "-w", f"{tmp_path}/b", "--"]
+    words += ["sh", "-c", f"touch {tmp_path}/listening; exec sleep 20"]
+    process = subprocess.Popen(
+        engine.command(*words), env=engine.environment, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        wait_for(tmp_path.joinpath("b" if times == 1 else "listening").exists)
+        for _ in range(times):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+        _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (130, "nattrace: interrupted\n")
+    assert not (tmp_path / "b").exists()
 
 
 def test_the_installed_tcpdump_needs_nothing_of_the_host(engine: Engine, tmp_path: Path) -> None:
