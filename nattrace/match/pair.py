@@ -290,7 +290,9 @@ class PairState:
                 found = Matches(open_a[found.a], open_b[found.b], found.flags)
                 self.commit(rows_a, rows_b, found)
                 note_matched(found.a, found.b)
-            shifted, suspects = self._resolve_shifted(rows_a, rows_b, done_a, done_b, flows_a, flows_b, edges)
+            shifted, suspects = self._resolve_shifted(
+                rows_a, rows_b, done_a, done_b, flows_a, flows_b, edges, lanes
+            )
             note_matched(shifted.matches.a, shifted.matches.b)
             if len(shifted.edges):
                 edges = Edges.concatenate([edges, shifted.edges])
@@ -350,6 +352,7 @@ class PairState:
         flows_a: NDArray[np.int64],
         flows_b: NDArray[np.int64],
         edges: Edges,
+        lanes: Lanes,
     ) -> tuple[Shifted, NDArray[np.int64]]:
         """Match what a box has numbered anew; mark as done what was found, and what the box answered itself.
 
@@ -357,7 +360,7 @@ class PairState:
         """
         open_a, open_b = np.flatnonzero(~done_a), np.flatnonzero(~done_b)
         left_a, left_b = rows_a.take(open_a), rows_b.take(open_b)
-        found = match_shifted(left_a, left_b, flows_a, flows_b, edges, self.book)
+        found = match_shifted(left_a, left_b, flows_a, flows_b, edges, lanes.take(open_a, open_b), self.book)
         if found.shifts is not None:
             self.shifts.append(found.shifts)
         self.commit(left_a, left_b, found.matches)

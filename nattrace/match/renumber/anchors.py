@@ -43,7 +43,7 @@ _IN_FLIGHT_NS = 1_000_000_000
 SOON_NS = 10_000_000
 
 #: Helpers make a payload longer or shorter by less than this; whole segments are longer (RFC 9293 section 3.7.1).
-_GROWTH_BYTES = 256
+GROWTH_BYTES = 256
 
 #: TCP flags that routers leave alone; those of ECN they may clear (kernel: xt_ECN).
 FLAGS = np.uint16(0x03F)
@@ -64,7 +64,7 @@ class Anchors:
 
     a: NDArray[np.int64]  #: row at the first point
     b: NDArray[np.int64]
-    with_id: NDArray[np.bool_]  #: has an IP identification
+    sure: NDArray[np.bool_]  #: has an IP identification, or was found by all numbers before it (see `walk`)
     back: NDArray[np.bool_]  #: goes backward
     growth: NDArray[np.uint32]  #: how much longer its payload is at the second point, modulo 2**32
     alike: NDArray[np.bool_]  #: begins with the same options and bytes
@@ -169,11 +169,12 @@ def _partial_keys(table: PacketTable, rows: NDArray[np.int64]) -> list[NDArray[n
     """Return keys of which two packets share one when they may be shifted selves; 0 is no key."""
     length = table.payload_length[rows].astype(np.uint64)
     ip_id = table.ip_id[rows]
-    # with neither an acknowledgement number nor an IP id, one end is all that a proxy's own packets have in common
-    telling = (ip_id != 0) | (table.l4_visible[rows] < ACK_END)
     seq, ack = (getattr(table, name)[rows].astype(np.uint64) << _S32 | length for name in ("seq", "ack"))
-    with_end = (mix(end ^ ip_id.astype(np.uint64) * M1) for end in ends(table, rows))
-    keys = [mix(seq * M1), mix(ack * M3), *(np.where(telling, keys, np.uint64(0)) for keys in with_end)]
+    keys = [
+        mix(seq * M1),
+        mix(ack * M3),
+        *(mix(end ^ ip_id.astype(np.uint64) * M1) for end in ends(table, rows)),
+    ]
     # data that offload cut as well has neither length nor IP id in common
     data = table.payload_length[rows] > empty_bytes(table)[rows]
     return keys + [np.where(data, mix(end * M3), np.uint64(0)) for end in ends(table, rows)]
@@ -186,18 +187,21 @@ def find_anchors(
     flows_b: NDArray[np.int64],
     edges: Edges,
     unshifted_edges: int,
+    walked: NDArray[np.int64],
+    doubtful: NDArray[np.int64],
 ) -> tuple[Anchors, Anchors]:
     """Return the anchors between two points' rows that agree on something, and those that do not.
 
     `flows_a` and `flows_b` map the rows' partial flows to merged ones, of which `edges` says what is bound; so
-    many of them, the first ones, by packets with unshifted numbers.
+    many of them, the first ones, by packets with unshifted numbers. `walked`, of shape (2, n), are pairs found
+    otherwise, without IP ids, of which no others are believed of the first point's `doubtful` rows (see `walk`).
     """
     chosen = [np.flatnonzero(legible(r.table, np.arange(len(r)))) for r in (rows_a, rows_b)]
     # what has its equal at the other point was refused for a reason, or waits for its turn
     alone = [np.isin(r.content[which], o.content, invert=True)
              for r, which, o in zip((rows_a, rows_b), chosen, (rows_b, rows_a), strict=True)]  # fmt: skip
     chosen = [which[mask] for which, mask in zip(chosen, alone, strict=True)]
-    pairs = [np.empty((2, 0), np.int64)]
+    pairs = [walked]
     keys = [_anchor_keys(rows.table, which) for rows, which in zip((rows_a, rows_b), chosen, strict=True)]
     keys[0].append(_bound_keys(rows_a, chosen[0], flows_a, 0, edges))
     keys[1].append(_bound_keys(rows_b, chosen[1], flows_b, 1, edges))
@@ -206,19 +210,20 @@ def find_anchors(
         pairs.append(np.stack([chosen[0][a], chosen[1][b]]))
     a, b = np.unique(np.concatenate(pairs, axis=1), axis=1)
     table_a, table_b = rows_a.table, rows_b.table
-    # without an IP id only data has a number of its own, and only soon: it may be sent again
+    # without an IP id only data has a number of its own, only soon: it may be sent again, and only once said
     apart = np.abs(table_b.time_ns[b] - table_a.time_ns[a])
-    with_id = table_a.ip_id[a] != 0
+    sure = (table_a.ip_id[a] != 0) | np.isin(a << 32 | b, walked[0] << 32 | walked[1])
     data = table_a.payload_length[a] > empty_bytes(table_a)[a]
-    good = np.where(with_id, apart <= TIE_WINDOW_NS, (apart <= SOON_NS) & data)
-    a, b, with_id = a[good], b[good], with_id[good]
+    data &= np.isin(a, doubtful, invert=True) & ~_repeated(rows_a, chosen[0], flows_a)[a]
+    good = np.where(sure, apart <= TIE_WINDOW_NS, (apart <= SOON_NS) & data)
+    a, b, sure = a[good], b[good], sure[good]
     growth = table_b.payload_length[b] - table_a.payload_length[a]
     alike = table_a.content_hash[a] == table_b.content_hash[b]
     nothing = np.zeros(a.size, np.bool_)
     back_a = rows_a.backward[a]
     seq, ack = table_b.seq[b] - table_a.seq[a], table_b.ack[b] - table_a.ack[a]
     found = Anchors(
-        a, b, with_id, back_a, growth, alike, table_a.time_ns[a],
+        a, b, sure, back_a, growth, alike, table_a.time_ns[a],
         flows_a[rows_a.flow[a]], flows_b[rows_b.flow[b]], back_a != rows_b.backward[b],
         np.where(back_a, ack, seq), np.where(back_a, seq, ack),
         (table_a.seq[a].astype(np.uint64) << _S32) | table_a.ack[a],
@@ -226,6 +231,17 @@ def find_anchors(
     )  # fmt: skip
     agreed, shown = _agreeing(found, edges, unshifted_edges)
     return found.take(agreed), found.take(~agreed & ~shown)
+
+
+def _repeated(rows: Rows, which: NDArray[np.int64], flows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return for each row whether others of the given ones say the same in its flow."""
+    result = np.zeros(len(rows), np.bool_)
+    flow = flows[rows.flow[which]].astype(np.uint64)
+    _, place, count = np.unique(
+        mix(rows.table.content_hash[which] ^ flow * M1), return_inverse=True, return_counts=True
+    )
+    result[which] = (count > 1)[place.reshape(-1)]
+    return result
 
 
 def _bound_keys(
@@ -294,7 +310,7 @@ def _agreeing(
     count = _said(relation.astype(np.uint64), found.number)
     refused = np.bincount(relation, contradicted)[relation] > 0
     begins, ends_ = _supported(found, pair)
-    alike = np.where(found.with_id, begins & ends_, count >= ANCHORS_BOUND)
+    alike = np.where(found.sure, begins & ends_, count >= ANCHORS_BOUND)
     good = np.where(found.bound, alike, (count >= ANCHORS) & ~taken) & ~refused
     (both,) = group_ids(pair)
     votes = np.bincount(both)[both]
@@ -303,8 +319,8 @@ def _agreeing(
         good &= votes >= _SHARE * np.bincount(own)[own]
     agreed: NDArray[np.bool_] = good
     # the beginning of a packet that was cut as well: it is matched by its bytes
-    cut = found.alike | (np.abs(found.growth.view(np.int32)) > _GROWTH_BYTES)
-    shown = found.bound & found.with_id & begins & ~ends_ & ~refused & cut
+    cut = found.alike | (np.abs(found.growth.view(np.int32)) > GROWTH_BYTES)
+    shown = found.bound & found.sure & begins & ~ends_ & ~refused & cut
     return agreed, shown
 
 

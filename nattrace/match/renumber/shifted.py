@@ -29,12 +29,14 @@ from nattrace.match.renumber.anchors import (
     legible,
 )
 from nattrace.match.renumber.numbering import Numbering
+from nattrace.match.renumber.walk import walk
 from nattrace.match.ties import TIE_WINDOW_NS
 from nattrace.table import TCP_SYN
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from nattrace.match.lanes import Lanes
     from nattrace.match.rows import Rows
     from nattrace.table import AddressBook, PacketTable
 
@@ -67,26 +69,28 @@ def match_shifted(
     flows_a: NDArray[np.int64],
     flows_b: NDArray[np.int64],
     edges: Edges,
+    lanes: Lanes,
     book: AddressBook,
 ) -> Shifted:
     """Match TCP packets whose numbers are shifted or whose options differ.
 
-    The rows are those that stricter rules have left. `flows_a` and `flows_b` map their partial flows to merged
+    The rows are those that stricter rules have left, `lanes` theirs. `flows_a` and `flows_b` map their partial flows to merged
     ones, of which `edges` says what is bound.
     """
     rows_a, rows_b = (replace(rows, table=comparable(rows.table)) for rows in (rows_a, rows_b))
-    anchors, suspects = find_anchors(rows_a, rows_b, flows_a, flows_b, edges, len(edges))
+    walked, doubtful = walk(rows_a, rows_b, lanes)
+    anchors, suspects = find_anchors(rows_a, rows_b, flows_a, flows_b, edges, len(edges), walked, doubtful)
     new = anchors.take(~anchors.bound)
     learned = Matches(new.a, new.b, np.zeros(len(new), np.uint16))
     fresh = edges_of(rows_a, rows_b, learned, flows_a, flows_b) if len(new) else Edges.empty()
     if len(fresh):
         # flows that anchors bind may have further ones, of which both numbers are shifted or payloads rewritten
         anchors, suspects = find_anchors(
-            rows_a, rows_b, flows_a, flows_b, Edges.concatenate([edges, fresh]), len(edges)
+            rows_a, rows_b, flows_a, flows_b, Edges.concatenate([edges, fresh]), len(edges), walked, doubtful
         )
     nothing = np.empty(0, np.int64)
     # without an IP id, equal lengths and one equal number are too common to bar anything
-    moved = suspects.take(suspects.moved & suspects.with_id)
+    moved = suspects.take(suspects.moved & suspects.sure)
     doubt = suspects.a, suspects.b, moved.flow_a, moved.flow_b, fresh
     if not len(anchors):
         none = Matches(nothing, nothing, np.empty(0, np.uint16))
@@ -96,7 +100,8 @@ def match_shifted(
     there = _Side.of(rows_b, known.lanes(flows_b[rows_b.flow], known.flow_b), known.first_b)
     there.backward ^= known.swap[there.lane]
     agreed = known.one_to_one()
-    here, there = here.without(known.anchors.a[agreed]), there.without(known.anchors.b[agreed])
+    here = here.without(np.concatenate([known.anchors.a[agreed], doubtful]))
+    there = there.without(known.anchors.b[agreed])
     a, b, shifted = _by_numbers(here, there, known)
     every_a = np.concatenate([known.anchors.a[agreed], here.rows[a]])
     every_b = np.concatenate([known.anchors.b[agreed], there.rows[b]])
@@ -142,8 +147,8 @@ class _Known:
         )  # fmt: skip
 
     def one_to_one(self) -> NDArray[np.int64]:
-        """Return the anchors that are matches by themselves: with IP ids, and each packet in one of them only."""
-        chosen = np.flatnonzero(self.anchors.with_id)
+        """Return the anchors that are matches by themselves: sure ones, and each packet in one of them only."""
+        chosen = np.flatnonzero(self.anchors.sure)
         for side in (self.anchors.a, self.anchors.b):
             rows = side[chosen]
             chosen = chosen[np.bincount(rows)[rows] == 1]

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 #: Flags that a piece may have and its neighbour not (RFC 9293 section 3.1, RFC 3168 section 6.1.2).
 FIN, PSH, CWR = 0x001, 0x008, 0x080
 _PIECE_FLAGS = FIN | PSH | CWR
+#: What one segment carries at least, unless it is the last one (Linux TCP_MIN_MSS).
+_SEGMENT_BYTES = 88
 #: Two transmissions of the same bytes closer than this are not told apart by time.
 _FLOOR_NS = 10_000
 #: With identifications that agree, a piece may be this late: see REACH_NS.
@@ -88,6 +90,7 @@ def _match(rows_a: Rows, rows_b: Rows, lanes: Lanes, usual: Usual) -> Pieces:
     vouched, sure, refuted = _identifications(a, i, b, j, ahead, lanes)
     same_start = (ahead == 0) & (a.content_length[i] == b.content_length[j]) & (a.content_length[i] > 0)
     refuted |= same_start & (a.content_hash[i] != b.content_hash[j])
+    refuted |= ~vouched & _cut_inside_a_segment(start_a[i], stop_a[i], start_b[j], stop_b[j])
     refuted |= _fin_inside(a.tcp_flags[i], stop_a[i], b.tcp_flags[j], stop_b[j])
     reach = usual.reach_ns()
     limit = FAR_NS if reach is None else max(reach, TCP_REPEAT_NS)
@@ -187,6 +190,24 @@ def _segment_sizes(
     seen = np.concatenate([(lanes.lane_a << 32) | length_a, (lanes.lane_b << 32) | length_b])
     common = np.isin((lane << 32) | np.maximum(size, 0), seen) & (size * 2 > largest[lane])
     return size == largest[lane], common
+
+
+def _cut_inside_a_segment(
+    start_a: NDArray[np.int64],
+    stop_a: NDArray[np.int64],
+    start_b: NDArray[np.int64],
+    stop_b: NDArray[np.int64],
+) -> NDArray[np.bool_]:
+    """Return where one packet begins or ends inside the other one's first segment, as none does that offload cut.
+
+    So it looks where a helper shifted numbers by a few bytes.
+    """
+    ahead = np.abs(start_b - start_a)
+    longer = np.where(stop_a > stop_b, start_a, start_b)
+    inside = np.minimum(stop_a, stop_b) - longer
+    result: NDArray[np.bool_] = (ahead != 0) & (ahead < _SEGMENT_BYTES)
+    result |= (stop_a != stop_b) & (inside < _SEGMENT_BYTES)
+    return result
 
 
 def _fin_inside(
