@@ -103,7 +103,14 @@ class Datagrams:
         record = self.record
         if isinstance(record, slice):
             record = np.arange(record.start, record.stop)
-        return Datagrams(record[keep], *(getattr(self, f.name)[keep] for f in fields(self)[1:]))
+        columns = {f.name: getattr(self, f.name)[keep] for f in fields(self)[1:-1]}
+        return Datagrams(record[keep], **columns, l4=headers(self.l4, keep))
+
+
+def headers(l4: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
+    """Return upper-layer headers that a mask or indices choose: bytes whole, for numpy copies structures field by field."""
+    chosen: NDArray[Any] = l4.view(np.dtype((np.void, l4.itemsize)))[rows]
+    return chosen.view(l4.dtype)
 
 
 def read_ip(buffer: NDArray[np.uint8], frames: Frames, book: AddressBook, skipped: Counter[str]) -> Datagrams:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from nattrace.ingest.gather import gather, prefix_masks
-from nattrace.ingest.ip import L4
+from nattrace.ingest.ip import L4, headers
 from nattrace.ingest.sip import OTHER, START_BYTES, may_be_sip, message_names
 from nattrace.table import (
     DCCP,
@@ -119,7 +119,7 @@ def legible_rows(rows: Datagrams, skipped: Counter[str]) -> tuple[Datagrams, NDA
     if not short.size:
         return rows, kind
     whole = _WHOLE_FIELDS[kind[short], np.minimum(have[short], L4.itemsize)]
-    head = np.ascontiguousarray(rows.l4[short]).view(np.uint8).reshape(-1, L4.itemsize) & _HEADER_MASK[whole]
+    head = headers(rows.l4, short).view(np.uint8).reshape(-1, L4.itemsize) & _HEADER_MASK[whole]
     rows.l4[short] = head.view(L4).reshape(-1)
     needed = _NEEDED[kind[short]]
     icmp = (kind[short] == _ICMP) | (kind[short] == _ICMPV6)
@@ -173,7 +173,7 @@ def read_l4(
         header[not_tcp] = _HEADER[kinds]
         content[not_tcp] = _CONTENT[kinds]
         known[not_tcp] = _CHECKSUM_END[kinds] > 0
-        _other_layouts(table, not_tcp, kinds, l4[not_tcp])
+        _other_layouts(table, not_tcp, kinds, headers(l4, not_tcp))
         dccp = np.flatnonzero(kind == _DCCP)
         header[dccp] = np.maximum((l4["word2"][dccp] >> 8).astype(np.int64) * 4, _HEADER[_DCCP])
         known[not_tcp[(kinds == _UDP) & (table.checksum[not_tcp] == 0)]] = False
@@ -183,7 +183,7 @@ def read_l4(
         calls &= rows.available[not_tcp] >= rows.l4_offset[not_tcp] + _PPP_END
         content[not_tcp[calls]] = _CALL_ID_END
         icmp = not_tcp[(kinds == _ICMP) | (kinds == _ICMPV6)]
-        message = _icmp(table, icmp, (kind[icmp] == _ICMPV6).astype(np.intp), l4[icmp])
+        message = _icmp(table, icmp, (kind[icmp] == _ICMPV6).astype(np.intp), headers(l4, icmp))
         content[icmp[message == _QUERY]] = _HEADER[_ICMP]
         quoting = icmp[message == _ERROR]
         known[quoting] = False
