@@ -21,16 +21,21 @@ from nattrace.table import ALL_BYTES, KIND, NAMED
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+#: Payload bytes that show how a message may begin.
+START_BYTES: Final = 4
 #: First bytes of what may be a message: a response, or a method of RFC 3261, 3262, 3265, 3311, 3428, 3515, 3903, 6086.
 _STARTS: Final = np.frombuffer(
     b"SIP/INVIACK BYE CANCREGIOPTIPRACSUBSNOTIPUBLINFOREFEMESSUPDA", np.uint32
 ).copy()
 
+#: Which byte may be a message's first one: most payloads are told by that.
+_FIRST: Final = np.zeros(256, np.bool_)
+_FIRST[_STARTS.view(np.uint8)[::START_BYTES]] = True
+
 _KIND: Final = re.compile(rb"SIP/2\.0 \d{3}|[A-Z]+(?= (?:sips?|tel):)")
 #: Bytes of an IP packet in which the headers that name a message nearly always are.
 _HEADER_BYTES: Final = 1024
-#: Payload bytes that show how a message may begin, and those that show whether it is one.
-START_BYTES: Final = 4
+#: Payload bytes that show whether that which may be a message is one.
 _KIND_BYTES: Final = len(b"SUBSCRIBE sips:")
 #: What `message_names` says of that which is no message.
 OTHER: Final = 1
@@ -50,7 +55,10 @@ _WRITTEN_ANEW: Final = b"0123456789abcdefABCDEF.:[]"
 
 def may_be_sip(buffer: NDArray[np.uint8], at: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return which of the payloads at the given positions begin like a message; START_BYTES must be there."""
-    found: NDArray[np.bool_] = np.isin(gather(buffer, at, START_BYTES).view(np.uint32), _STARTS)
+    found = _FIRST[buffer[at]]
+    likely = np.flatnonzero(found)
+    if likely.size:
+        found[likely] = np.isin(gather(buffer, at[likely], START_BYTES).view(np.uint32), _STARTS)
     return found
 
 
