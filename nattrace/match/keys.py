@@ -73,23 +73,22 @@ def packet_keys(
     tcp = table.protocol == TCP
     visible = table.l4_visible
     seq = table.seq
-    all_tcp = bool(tcp.all())
     protocol = table.protocol
     word: NDArray[np.uint64] = seq.astype(np.uint64)
     word <<= _S32
-    ack = np.where(tcp & (visible >= ACK_END), table.ack, np.uint32(0))
+    # times true or false: several times as fast as np.where
+    ack = table.ack * (tcp & (visible >= ACK_END))
     whole = visible >= _FLAGS_END
-    flags = np.where(tcp & whole, table.tcp_flags, np.uint16(0))
-    window = np.where(tcp & (visible >= _WINDOW_END), table.window, np.uint16(0))
-    if not all_tcp:
-        icmp = (table.protocol == ICMP) | (table.protocol == ICMPV6)
-        if icmp.any():
-            # type, code and residual ride where TCP has its acknowledgement number
-            summed = icmp & table.residual_known if residuals else np.zeros(len(table), np.bool_)
-            residual = np.where(summed, without_length(table, slice(None)), np.uint16(0)).astype(np.uint32)
-            protocol, icmp_type = as_icmp(protocol, table.icmp_type)
-            kind = (icmp_type.astype(np.uint32) << np.uint32(8)) | table.icmp_code
-            ack = np.where(icmp, (kind << np.uint32(16)) | residual, ack)
+    flags = table.tcp_flags * (tcp & whole)
+    window = table.window * (tcp & (visible >= _WINDOW_END))
+    icmp = np.flatnonzero((table.protocol == ICMP) | (table.protocol == ICMPV6))
+    if icmp.size:
+        # type, code and residual ride where TCP has its acknowledgement number
+        residual = without_length(table, icmp) * (table.residual_known[icmp] & residuals)
+        protocol = protocol.copy()
+        protocol[icmp], icmp_type = as_icmp(protocol[icmp], table.icmp_type[icmp])
+        kind = (icmp_type.astype(np.uint32) << np.uint32(8)) | table.icmp_code[icmp]
+        ack[icmp] = (kind << np.uint32(16)) | residual
     word |= ack
     word *= M1
     word ^= word >> _S29
