@@ -367,16 +367,17 @@ def _lonely_status(
     return status
 
 
-def _full_order(c: Conversations, length: NDArray[np.int64], book: AddressBook) -> NDArray[np.int64]:
-    """Order conversations of which some began at the same instant: then their addresses decide."""
-    src_rank = book.rank(c.version, c.initiator.src)
-    dst_rank = book.rank(c.version, c.initiator.dst)
+def _full_order(
+    c: Conversations, rows: NDArray[np.int64], length: NDArray[np.int64], book: AddressBook
+) -> NDArray[np.int64]:
+    """Order those conversations that began at the same instant as another: then their addresses decide."""
+    src_rank, dst_rank = (book.rank(c.version[rows], end[rows]) for end in (c.initiator.src, c.initiator.dst))
     onward: list[NDArray[Any]] = []
     # conversations that part ways at a later hop (its binding was renewed) differ in nothing before it
-    for depth in range(int(length.max(initial=0))):
-        out = np.zeros((6, len(c)), np.int64)
-        with_hops = np.flatnonzero(length > depth)
-        hop = c.steps[c.hop_start[with_hops] + depth]
+    for depth in range(int(length[rows].max(initial=0))):
+        out = np.zeros((6, rows.size), np.int64)
+        with_hops = np.flatnonzero(length[rows] > depth)
+        hop = c.steps[c.hop_start[rows[with_hops]] + depth]
         after = c.after.take(hop)
         version = c.version_after[hop]
         out[0, with_hops] = c.hops.to_point[hop]
@@ -386,25 +387,28 @@ def _full_order(c: Conversations, length: NDArray[np.int64], book: AddressBook) 
         out[4, with_hops] = book.rank(version, after.dst)
         out[5, with_hops] = after.dport
         onward.extend(out)
-    return np.lexsort(
+    order = np.lexsort(
         (
             *onward[::-1],
-            c.point,
-            c.initiator.dport,
+            c.point[rows],
+            c.initiator.dport[rows],
             dst_rank,
-            c.initiator.sport,
+            c.initiator.sport[rows],
             src_rank,
-            c.protocol,
-            c.first_ns,
+            c.protocol[rows],
+            c.first_ns[rows],
         )
     )
+    return rows[order]
 
 
 def _in_order(c: Conversations, length: NDArray[np.int64], book: AddressBook) -> Conversations:
     """Return the conversations in the order of their ids: by first packet, then by addresses as numbers."""
     order = np.argsort(c.first_ns, kind="stable")
-    if (np.diff(c.first_ns[order]) == 0).any():
-        order = _full_order(c, length, book)
+    same = np.diff(c.first_ns[order]) == 0
+    if same.any():
+        tied = np.append(same, False) | np.append(False, same)
+        order[tied] = _full_order(c, order[tied], length, book)
     new_length = length[order]
     start = np.concatenate([[0], np.cumsum(new_length)]).astype(np.int64)
     offset = np.arange(int(new_length.sum())) - np.repeat(start[:-1], new_length)
