@@ -44,10 +44,10 @@ MAGICS = frozenset(_VARIANTS)
 
 _LENGTH_AT = 8  # captured length: after seconds and sub-seconds
 
-#: Leaps tried in one chunk: it holds one second of a busy capture, or the end of one and the beginning of the next.
-_LEAPS = 2
-#: Leaps over fewer records of a chunk than this cost more than they save.
-_WORTH_LEAPING = 1_024
+#: Bytes looked through in one leap: they stay in the second-level cache.
+_LEAP_BYTES = 1 << 18
+#: A leap over fewer records than this costs more than it saves; a walk goes on from there.
+_WORTH_LEAPING = 256
 
 
 class PcapReader:
@@ -101,7 +101,6 @@ class PcapReader:
         if self._swapped:
             names[2:] = ["wire", "captured"]
         self._record = np.dtype([(name, f"{order}u4") for name in names])
-        self._leaping = not self._either_order
         self.link_type_name = link_type_name(link_type)
 
     def chunks(self) -> Iterator[list[Records]]:
@@ -132,11 +131,12 @@ class PcapReader:
         view, end = self._buffer.view, self._buffer.length
         header_bytes = self._header_bytes
         length_at = _LENGTH_AT + 4 * self._swapped
-        runs = []
-        for _ in range(_LEAPS if self._leaping else 0):
+        runs: list[NDArray[np.int64]] = []
+        while not self._either_order:
             run, start = self._leap(start)
             runs.append(run)
-        self._leaping = sum(run.size for run in runs) >= _WORTH_LEAPING
+            if run.size < _WORTH_LEAPING:
+                break
         length_of = struct.Struct(f"{self._order}I").unpack_from
         lengths_of = struct.Struct(f"{self._order}II").unpack_from
 
@@ -178,14 +178,14 @@ class PcapReader:
         their lengths say which ones follow each other: the first that does not ends the leap.
         """
         data, end = self._buffer.data, self._buffer.length
-        heads = data[start : max(end - self._header_bytes + 1, start)]
+        heads = data[start : max(min(start + _LEAP_BYTES, end - self._header_bytes + 1), start)]
         same = heads == data[start]
         same &= data[start + 1 : start + 1 + heads.size] == data[start + 1]
         at = np.flatnonzero(same) + start
         headers = gather(data, at, self._record)
         of_second = headers["seconds"] == headers["seconds"][:1]
-        at, headers = at[of_second], headers[of_second]
-        ends = at + headers["captured"] + self._header_bytes
+        at = at[of_second]
+        ends = at + headers["captured"][of_second] + self._header_bytes
         broken = np.flatnonzero(at[1:] != ends[:-1])
         found = int(broken[0]) + 1 if broken.size else at.size
         if found and ends[found - 1] > end:
