@@ -6,7 +6,7 @@ Connects readers, points and the decoder, and counts; it never interprets bytes 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
@@ -257,7 +257,10 @@ class FileCapture:
                 records.point,
                 table,
                 quotes=read_quotes(records, table, options),
-                inner=tuple(map(Inner.concatenate, inner)),
+                inner=tuple(
+                    replace(part, quotes=read_quotes(records, part.table, options, depth))
+                    for depth, part in enumerate(map(Inner.concatenate, inner), 1)
+                ),
             )
 
     def records(self) -> Iterator[Records]:

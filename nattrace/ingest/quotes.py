@@ -17,7 +17,9 @@ import numpy as np
 from nattrace.ingest.decode import decode_ip
 from nattrace.ingest.gather import gather
 from nattrace.ingest.ip import read_ip
+from nattrace.ingest.l4 import legible_rows
 from nattrace.ingest.link import Frames, find_ip
+from nattrace.ingest.tunnels import carried_packets
 from nattrace.table import FRAGMENT_OFFSET, ICMP, ICMPV6, PacketTable
 
 if TYPE_CHECKING:
@@ -71,10 +73,11 @@ def error_rows(table: PacketTable) -> NDArray[np.int64]:
     return rows
 
 
-def read_quotes(records: Records, table: PacketTable, options: ReadOptions) -> Quotes | None:
+def read_quotes(records: Records, table: PacketTable, options: ReadOptions, depth: int = 0) -> Quotes | None:
     """Return what the ICMP errors among the decoded `records` quote; None where there is no legible quote.
 
-    `table` is what `decode` made of the same records. Quotes without ports or id are left out.
+    `table` is what `decode` made of the same records: their packets, or those in so many tunnels (`depth`). Quotes
+    without ports or id are left out.
     """
     errors = error_rows(table)
     if not errors.size:
@@ -93,6 +96,10 @@ def read_quotes(records: Records, table: PacketTable, options: ReadOptions) -> Q
     )
     nothing: Counter[str] = Counter()
     outer = read_ip(some.buffer, find_ip(some, slice(0, chosen.size), nothing), options.book, nothing)
+    for _ in range(depth):
+        carried = carried_packets(some.buffer, legible_rows(outer, nothing)[0])
+        assert carried is not None  # or there were no such errors
+        outer = read_ip(some.buffer, carried.frames, options.book, nothing)
     before = outer.l4_offset + ICMP_ERROR_HEADER
     outer = outer.take(outer.available > before)
     if not outer.at.size:

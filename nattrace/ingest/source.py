@@ -106,6 +106,7 @@ class Inner:
 
     table: PacketTable  #: frame, time and lengths are those of the carrier
     wrap: NDArray[np.uint64]  #: what carries each of them, see `nattrace.encapsulation`
+    quotes: Quotes | None = None  #: what ICMP errors of `table` quote
 
     @classmethod
     def concatenate(cls, parts: Sequence[Inner]) -> Inner:

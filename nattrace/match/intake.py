@@ -128,12 +128,14 @@ class Intake:
                 matcher.advance(min((r.newest_ns for r in active), default=None))
         outcomes = {id(reading): reading.source.outcome() for reading in self._readings}
         for reading in self._readings:
-            # points without a usable packet are points all the same
-            for local in range(len(outcomes[id(reading)].points)):
-                self._number(reading, local, FIRST_LAYER, matcher)
+            # points without a usable packet are points all the same, and so are errors
+            for local, by_depth in enumerate(outcomes[id(reading)].errors):
+                for depth, own in enumerate(by_depth):
+                    if not depth or len(own):
+                        self._number(reading, local, Layer(depth), matcher)
         for number, (reading, local, layer) in enumerate(self._layers):
-            if layer == FIRST_LAYER:
-                errors = outcomes[id(reading)].errors[local]
+            if not layer.turn:
+                errors = outcomes[id(reading)].errors[local][layer.depth]
                 if self._corrected is not None:
                     self._corrected.apply_to_errors(reading.capture, number, errors)
                 matcher.points[number].errors = errors

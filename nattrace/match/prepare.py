@@ -68,7 +68,7 @@ class Outcome:
 
     points: list[PointInfo]
     set_aside: list[Counter[str]]  #: decoded packets that matching cannot use, by reason
-    errors: list[Errors]  #: ICMP errors, which are matched when all else is
+    errors: list[list[Errors]]  #: ICMP errors, which are matched when all else is; for each point by depth
 
 
 #: A carrier is named by its turn and its running number in that layer.
@@ -88,6 +88,7 @@ class _PointReading:
     set_aside: Counter[str] = field(default_factory=Counter)
     errors: list[Errors] = field(default_factory=list)
     error_count: int = 0
+    placed: int = 0  #: of `errors`, those whose carriers are known
     tables: list[PacketTable] = field(default_factory=list)
     sightings: Sightings = field(default_factory=Sightings)
     prepared: list[int] = field(default_factory=lambda: [0] * TURNS)  #: packets so far, by turn
@@ -129,7 +130,7 @@ class Preparation:
                     reading.inner.append(_PointReading())
                 inside = reading.inner[depth]
                 inside.wraps.append((inner.table.frame, inner.wrap))
-                inside.tables.append(_usable(inner.table, None, inside))
+                inside.tables.append(_usable(inner.table, inner.quotes, inside))
             if waiting >= CHUNK_PACKETS:
                 yield from self._flush()
                 waiting = 0
@@ -139,13 +140,16 @@ class Preparation:
         """Return what is known at the end."""
         missing = len(self._capture.points) - len(self._points)
         aside = [reading.set_aside for reading in self._points] + [Counter() for _ in range(missing)]
-        errors = [Errors.concatenate(reading.errors) for reading in self._points]
-        for point, own in enumerate(errors):
-            again = duplicates(own)
-            if again.any():
-                aside[point]["duplicate"] += int(again.sum())
-                errors[point] = own.take(np.flatnonzero(~again))
-        return Outcome(self._capture.points, aside, errors + [Errors.empty() for _ in range(missing)])
+        errors = []
+        for point, reading in enumerate(self._points):
+            errors.append([Errors.concatenate(each.errors) for each in (reading, *reading.inner)])
+            for depth, own in enumerate(errors[point]):
+                again = duplicates(own)
+                if again.any():
+                    errors[point][depth] = own.take(np.flatnonzero(~again))
+                    # in a tunnel it is the carrier that is told
+                    aside[point]["duplicate"] += int(again.sum()) * (depth == 0)
+        return Outcome(self._capture.points, aside, errors + [[Errors.empty()] for _ in range(missing)])
 
     def _flush(self) -> Iterator[Prepared]:
         parts = [
@@ -165,6 +169,9 @@ class Preparation:
             if reading.inner:
                 places.append((rows.table.frame, rows.number + (turn << _TURN_SHIFT)))
         for depth, inner in enumerate(reading.inner, 1):
+            for errors in inner.errors[inner.placed :]:
+                errors.carrier = _carriers(errors.packets.frame, places)
+            inner.placed = len(inner.errors)
             for rows, flows, turn in self._by_turn(inner):
                 carrier = _carriers(rows.table.frame, places)
                 yield Prepared(point, rows, flows, size_bytes, Layer(depth, turn), carrier)

@@ -14,6 +14,7 @@ import signal
 import socket
 from contextlib import suppress
 from dataclasses import fields
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -78,7 +79,7 @@ class Worker:
             if kind == "end":
                 self._outcome, addresses = cast("tuple[Outcome, list[bytes]]", payload)
                 handles = np.concatenate([handles, self._options.book.extend(addresses)])
-                for errors in self._outcome.errors:
+                for errors in chain.from_iterable(self._outcome.errors):
                     for table in (errors.packets, errors.quoted):
                         _translate(table, ("src", "dst"), handles)
                 for info in self._outcome.points:

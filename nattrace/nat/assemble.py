@@ -103,14 +103,6 @@ def assemble(
         reason[at.matched] = 0
         reasons[point] = reason
     _count_carried(reasons, layers)
-    for point, reason in reasons.items():
-        if layers[point].carrier is not None:
-            matched.append(0)
-            unmatched.append(Counter())
-            continue
-        count = np.bincount(reason, minlength=max(REASON_NAMES) + 1)
-        matched.append(int(count[0]))
-        unmatched.append(Counter({name: int(count[c]) for c, name in REASON_NAMES.items() if count[c]}))
     conversation_of = [_conversation_of(conversations, point, len(flow)) for point, flow in enumerate(flows)]
     flow_rows = {point: conversation_of[point][member] for point, (_, member) in enumerate(merged)}
     merged_flow = {point: member for point, (_, member) in enumerate(merged)}
@@ -132,9 +124,18 @@ def assemble(
             book,
         )
         errors.answering = answers.last_word(reasons)
-        for point, counter in enumerate(unmatched):
+        _count_carried_errors(reasons, layers, errors)
+    for point, reason in reasons.items():
+        if layers[point].layer.depth:
+            matched.append(0)
+            unmatched.append(Counter())
+            continue
+        count = np.bincount(reason, minlength=max(REASON_NAMES) + 1)
+        matched.append(int(count[0]))
+        unmatched.append(Counter({name: int(count[c]) for c, name in REASON_NAMES.items() if count[c]}))
+        if errors is not None:
             matched[point] += errors.matched(point)
-            errors.count_unmatched(point, counter)
+            errors.count_unmatched(point, unmatched[point])
     shifts: list[SequenceShift] = []
     if any(state.shifts for state in matcher.pairs.values()):
         hop_of_edges = {key: hop_of_edge for key, (_, hop_of_edge) in edges.items()}
@@ -144,14 +145,28 @@ def assemble(
 
 def _count_carried(reasons: dict[int, NDArray[np.uint8]], layers: Sequence[LayerInfo]) -> None:
     """Take every packet for matched that carries a matched one."""
-    first = {(each.home, each.layer.turn): n for n, each in enumerate(layers) if not each.layer.depth}
     for number, each in enumerate(layers):
-        if each.carrier is None:
-            continue
-        found = each.carrier[reasons[number] == 0]
-        for (home, turn), layer in first.items():
-            if home == each.home:
-                reasons[layer][carriers(found, turn)] = 0
+        if each.carrier is not None:
+            _count_carriers(reasons, layers, each.home, each.carrier[reasons[number] == 0])
+
+
+def _count_carried_errors(
+    reasons: dict[int, NDArray[np.uint8]], layers: Sequence[LayerInfo], errors: ErrorOutcome
+) -> None:
+    """Take every packet for matched that carries a matched ICMP error."""
+    for number, each in enumerate(layers):
+        if each.layer.depth:
+            found = errors.errors[number].carrier[errors.reason[number] == 0]
+            _count_carriers(reasons, layers, each.home, found)
+
+
+def _count_carriers(
+    reasons: dict[int, NDArray[np.uint8]], layers: Sequence[LayerInfo], home: int, found: NDArray[np.int64]
+) -> None:
+    """Take the carriers `found` of a point for matched."""
+    for layer, each in enumerate(layers):
+        if each.home == home and not each.layer.depth:
+            reasons[layer][carriers(found, each.layer.turn)] = 0
 
 
 def _coverage(

@@ -119,16 +119,16 @@ def by_layer(
 ) -> list[Errors]:
     """Divide each point's errors among its layers: an error belongs where its quote's flow is, bound if possible.
 
-    `errors` are given at the points' first layers. Errors in tunnels are not read, so layers in tunnels get none.
+    `errors` are given at the first layer of each depth of a point, and stay at that depth.
     """
-    homes = [each.home for each in infos]
-    if homes == list(range(len(flows))):
+    kin = [(each.home, each.layer.depth) for each in infos]
+    if len(set(kin)) == len(kin):
         return list(errors)
     divided = [Errors.empty() for _ in flows]
     for home, own in enumerate(errors):
         if not len(own):
             continue
-        layers = [layer for layer, at in enumerate(homes) if at == home and not infos[layer].layer.depth]
+        layers = [layer for layer, at in enumerate(kin) if at == kin[home]]
         rank, place = np.zeros(len(own), np.int64), np.full(len(own), home)
         for layer in layers:
             flow, _ = flows_of_quotes(own, flows[layer])
@@ -213,8 +213,6 @@ def resolve_errors(
             outcome.rival[point][tied] = other
         _cross(outcome, (i, j), found, hop, conversations)
         for side, (point, other, rows, tied) in enumerate(((i, j, found.a, tied_i), (j, i, found.b, tied_j))):
-            if layers[other].layer.depth:
-                continue  # nobody looked for errors in tunnels
             alone = np.ones(len(errors[point]), np.bool_)
             alone[rows] = False
             alone[tied] = False

@@ -20,6 +20,7 @@ from error_frames import (
     Packet,
     Points,
     error,
+    ip,
 )
 
 import nattrace
@@ -388,3 +389,57 @@ def test_a_flow_that_only_errors_answer_is_not_lost(tmp_path: Path) -> None:
     status = {flow.initiator.sport: flow.status for flow in report.flows}
     assert (status[40001], status[40002]) == ("one-sided", "lost")
     assert codes(report) == ["icmp-answered"]
+
+
+def wrapped(data: bytes, ip_id: int, *, back: bool = False) -> bytes:
+    """An IP packet in IP in IP, between the NAT host and a tunnel's far end."""
+    ends = (SERVER, PUBLIC) if back else (PUBLIC, SERVER)
+    return ip(*ends, 4, data, ip_id, 64)
+
+
+def through_a_tunnel(points: Points) -> None:
+    """A packet goes out through NAT and into a tunnel, and frames before and after it."""
+    points.frame()
+    points.inside.append((points.now_ns, INSIDE.ip()))
+    points.outside.append((points.now_ns + points.latency_ns, wrapped(replace(OUTSIDE, ttl=63).ip(), 900)))
+    points.step()
+
+
+def test_an_error_inside_a_tunnel_is_the_plain_one_elsewhere(tmp_path: Path) -> None:
+    points = Points()
+    through_a_tunnel(points)
+    coming = error(ROUTER, PUBLIC, OUTSIDE.ip(), kind=(11, 0))
+    points.back(wrapped(coming, 901, back=True), error(ROUTER, CONTAINER, INSIDE.ip(), kind=(11, 0), ttl=59))
+    report = report_of(points, tmp_path)
+
+    assert rows(report) == [(PUBLIC, CONTAINER, "reply")]
+    assert codes(report) == []
+    # its carrier counts as matched with it
+    assert report.accounting.unmatched == {}
+
+
+def test_an_error_about_the_packet_that_carries_is_the_tunnels(tmp_path: Path) -> None:
+    points = Points()
+    through_a_tunnel(points)
+    carrier = wrapped(replace(OUTSIDE, ttl=63).ip(), 900)
+    points.back(error(ROUTER, PUBLIC, carrier, kind=(3, 4), rest=1380), None)
+    report = report_of(points, tmp_path)
+
+    (told,) = [(flow.protocol, flow.path, flow.icmp_errors) for flow in report.flows if flow.icmp_errors]
+    assert told[:2] == ("ipip", ("eth0",))
+    assert [(e.name, e.mtu, e.count) for e in told[2]] == [("fragmentation-needed", 1380, 1)]
+    # nobody looks for it inside, where the tunnel is not
+    assert codes(report) == []
+
+
+def test_an_error_lost_on_its_way_out_of_a_tunnel_is_found_lost(tmp_path: Path) -> None:
+    points = Points()
+    through_a_tunnel(points)
+    for number in range(2):
+        coming = error(ROUTER, PUBLIC, OUTSIDE.ip(), kind=(3, 3 + 10 * number), ip_id=600 + number)
+        going = error(ROUTER, CONTAINER, INSIDE.ip(), kind=(3, 3), ip_id=600, ttl=59)
+        points.back(wrapped(coming, 901 + number, back=True), None if number else going)
+    report = report_of(points, tmp_path)
+
+    assert codes(report) == ["icmp-error-lost"]
+    assert report.findings[0].packets[0].point == "eth0"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from lab.oracle import PROTOCOL_NAMES, Direction, ExpectedRow, UndecidableError, frames
 from lab.truth import Addressing
+from lab.unwrap import unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -59,11 +60,14 @@ def read_errors(path: Path) -> list[SeenError]:
 
 
 def read_error_points(path: Path) -> dict[str, list[SeenError]]:
-    """Return the same by point, each point of the file with at least an empty list."""
+    """Return the same by point, each point of the file with at least an empty list; those in tunnels as well."""
     found: dict[str, list[SeenError]] = {}
     for name, frame, data in frames(path):
-        error = _error(frame, data)
-        found.setdefault(name, []).extend([] if error is None else [error])
+        layer: bytes | None = data
+        while layer is not None:
+            error = _error(frame, layer)
+            found.setdefault(name, []).extend([] if error is None else [error])
+            layer = unwrapped(layer)
     return found
 
 

@@ -56,18 +56,22 @@ def test_chunks_are_those_made_in_this_process(monkeypatch: pytest.MonkeyPatch) 
     assert no_children()
 
 
-def test_icmp_errors_are_those_found_in_this_process() -> None:
-    capture = CAPTURE.parents[1] / "errors_v6" / "docker0.pcap"
+@pytest.mark.parametrize(
+    ("fixture", "depth", "count"), [("errors_v6/docker0", 0, 24), ("tunnel_errors_6in4/eth0", 1, 12)]
+)
+def test_icmp_errors_are_those_found_in_this_process(fixture: str, depth: int, count: int) -> None:
+    capture = CAPTURE.parents[1] / f"{fixture}.pcap"
     options, here = ReadOptions(), ReadOptions()
     here.book.handle(bytes(16))  # so that no address has the same handle in both books
     (source,) = parse_sources([str(capture)])
     preparation = Preparation(open_capture(source, here), here)
     assert list(preparation.chunks())
-    (wanted,) = preparation.outcome().errors
+    wanted = preparation.outcome().errors[0][depth]
     with closing(opened(options, capture)) as worker:
         assert list(worker.chunks())
-        (found,) = worker.outcome().errors
-    assert len(found) == len(wanted) == 24
+        found = worker.outcome().errors[0][depth]
+    assert len(found) == len(wanted) == count
+    assert np.array_equal(found.carrier, wanted.carrier)
     assert np.array_equal(found.rest, wanted.rest)
     for ours, theirs in ((found.packets, wanted.packets), (found.quoted, wanted.quoted)):
         for name in set(COLUMNS) - {"src", "dst"}:

@@ -43,6 +43,7 @@ class Errors:
     quoted: PacketTable  #: the packets that they quote
     rest: NDArray[np.uint32]  #: MTU, pointer, gateway: see `Quotes.rest`
     l4_length: NDArray[np.uint16]  #: see `Quotes.l4_length`
+    carrier: NDArray[np.int64]  #: of errors in tunnels: their carriers, see `prepare.carriers`
 
     def __len__(self) -> int:
         """Errors."""
@@ -51,7 +52,9 @@ class Errors:
     @classmethod
     def empty(cls) -> Errors:
         """Return no errors."""
-        return cls(PacketTable.empty(), PacketTable.empty(), np.empty(0, np.uint32), np.empty(0, np.uint16))
+        none = np.empty(0, np.int64)
+        words = none.astype(np.uint32), none.astype(np.uint16), none
+        return cls(PacketTable.empty(), PacketTable.empty(), *words)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Errors]) -> Errors:
@@ -63,13 +66,14 @@ class Errors:
             PacketTable.concatenate([part.quoted for part in parts]),
             np.concatenate([part.rest for part in parts]),
             np.concatenate([part.l4_length for part in parts]),
+            np.concatenate([part.carrier for part in parts]),
         )
 
     @classmethod
     def of_batch(cls, table: PacketTable, quotes: Quotes, at_most: int) -> Errors:
         """Return the first `at_most` errors of a batch, in the order of the file."""
         kept = quotes.take(np.argsort(quotes.row, kind="stable")[: max(at_most, 0)])
-        return cls(table.take(kept.row), kept.packets, kept.rest, kept.l4_length)
+        return cls(table.take(kept.row), kept.packets, kept.rest, kept.l4_length, np.full(len(kept), -1))
 
     def without_ids(self) -> Errors:
         """Return the same without IP identifications, for where a box writes its own (see `renumbered`)."""
@@ -80,7 +84,13 @@ class Errors:
 
     def take(self, rows: NDArray[np.int64]) -> Errors:
         """Return the given rows."""
-        return Errors(self.packets.take(rows), self.quoted.take(rows), self.rest[rows], self.l4_length[rows])
+        return Errors(
+            self.packets.take(rows),
+            self.quoted.take(rows),
+            self.rest[rows],
+            self.l4_length[rows],
+            self.carrier[rows],
+        )
 
 
 @dataclass(slots=True)

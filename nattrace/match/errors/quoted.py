@@ -54,6 +54,8 @@ _FLOOR_NS: Final = 20_000
 _WINDOW_NS: Final = 1_000_000
 #: A flow with more bindings than this over time (ports reused in a scan) is on the one around the error only.
 _BINDINGS_TRIED: Final = 8
+#: A quoted payload of fewer bytes says little, see `evidence`.
+_SAYING_BYTES: Final = 8
 #: Other than latencies of one host, two clocks: then any direction tells how far apart the points' times are.
 _CLOCKS_APART_NS: Final = 1_000_000
 #: The kernel leaves the checksum of a quoted TCP header alone that is not there as a whole (tcp_manip_pkt).
@@ -175,9 +177,12 @@ def _pair_level(
     longest = usual.longest_ns()
     window_ns = _WINDOW_NS if longest is None else longest + longest // 2 + _FLOOR_NS
     window_ns += clock_bound_ns
-    # without an identification it may be another one that quotes the same packet sent again
+    # without an identification or a payload of its own it may be another one that quotes the same packet sent again
     usual_ns = np.maximum(2 * _latency_ns(edges, a.edge[first]) + _FLOOR_NS, window_ns)
-    reach_ns = np.where(_numbered(a.errors, a.row[first]), _UNIQUE_REACH_NS, usual_ns)
+    told = _numbered(a.errors, a.row[first])
+    if not told.all():
+        told |= _said_once(a.errors)[a.row[first]] & _said_once(b.errors)[b.row[second]]
+    reach_ns = np.where(told, _UNIQUE_REACH_NS, usual_ns)
     soon = np.abs(time_b[second] - time_a[first]) <= reach_ns
     first, second = first[soon], second[soon]
     rest_a, rest_b = np.ones(a.row.size, np.bool_), np.ones(b.row.size, np.bool_)
@@ -242,6 +247,14 @@ def _numbered(errors: Errors, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Say which errors have an IP identification, or quote one."""
     numbered: NDArray[np.bool_] = (errors.packets.ip_id[rows] != 0) | (errors.quoted.ip_id[rows] != 0)
     return numbered
+
+
+def _said_once(errors: Errors) -> NDArray[np.bool_]:
+    """Say which errors quote a payload that no other error of their point quotes."""
+    quoted = errors.quoted
+    _, place, count = np.unique(quoted.content_hash, return_inverse=True, return_counts=True)
+    alone: NDArray[np.bool_] = (count[place.reshape(-1)] == 1) & (quoted.content_length >= _SAYING_BYTES)
+    return alone
 
 
 def outer_fits(errors: Errors, rows: NDArray[np.int64]) -> NDArray[np.bool_]:

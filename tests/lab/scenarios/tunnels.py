@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 from lab import rules
+from lab.scenarios.icmp_errors import CLOSED, Prober, unlimited
 from lab.scenarios.recording import kernel_truth, recorded
 from lab.scenarios.tunnel_devices import DEVICE, FAR, FAR_V6, KINDS, NEAR_V6, Kind, tunnel
 from lab.topology import GATEWAY, MIDDLE_FAR, MIDDLE_NEAR, SERVERS, SERVERS_V6, UPLINK, lab
@@ -124,7 +126,54 @@ def _talk(net: Lab, server: str) -> None:
                 connection.close()
 
 
+def tunnel_errors_vxlan(folder: Path) -> Truth:
+    """Errors inside a VXLAN: plain at docker0, wrapped at eth0, quoting flows of two containers with equal ports."""
+    return _refused_beyond(KINDS["vxlan"], folder)
+
+
+def tunnel_errors_gre(folder: Path) -> Truth:
+    """The same with GRE and a key."""
+    return _refused_beyond(KINDS["gre"], folder)
+
+
+def tunnel_errors_ipip(folder: Path) -> Truth:
+    """The same with IP in IP."""
+    return _refused_beyond(KINDS["ipip"], folder)
+
+
+def tunnel_errors_6in4(folder: Path) -> Truth:
+    """The same over IPv6 in a 6in4 tunnel."""
+    return _refused_beyond(KINDS["sit"], folder)
+
+
+def _refused_beyond(kind: Kind, folder: Path) -> Truth:
+    """A server at the tunnel's far end refuses datagrams."""
+    v6 = kind.version == 6
+    server = SERVERS_V6[0] if v6 else SERVERS[0]
+    with lab(clients=2, ipv6=v6) as net, tunnel(kind, ((net.router, UPLINK), (net.internet, GATEWAY))):
+        unlimited(net)
+        if v6:
+            net.router.run(f"ip -6 route add {server}/128 via {FAR_V6} dev {DEVICE}")
+            rules.masquerade_v6(net.router, "fd00:17::/64")
+            net.router.run(f"ping -6 -c 1 -W 5 -I {NEAR_V6} {FAR_V6}")
+        else:
+            rules.docker_nat(net.router)
+            net.router.run(f"ip route add {server}/32 via {FAR} dev {DEVICE}")
+            net.router.run(f"ping -c 1 -W 5 {FAR}")
+        refused = [Prober(client, 40000, (server, CLOSED)) for client in net.clients]
+        other = [Prober(client, 40001, (server, CLOSED)) for client in net.clients]
+        with closing_all(*refused, *other), recorded(net, folder):
+            for _ in range(3):
+                for prober in (*refused, *other):
+                    assert prober.provoke(token()) == errno.ECONNREFUSED
+        return kernel_truth(net, folder)
+
+
 SCENARIOS = (
+    tunnel_errors_vxlan,
+    tunnel_errors_gre,
+    tunnel_errors_ipip,
+    tunnel_errors_6in4,
     tunnel_vxlan,
     tunnel_geneve,
     tunnel_gre,

@@ -21,6 +21,7 @@ from error_frames import (
     Points,
     checksum,
     error,
+    ip,
 )
 
 import nattrace
@@ -272,3 +273,21 @@ def test_a_box_that_writes_ip_identifications_of_its_own_loses_no_error(
         assert recall == 1.0
     else:  # then two identifications are two errors, but nobody says that one of them was lost
         assert report.accounting.unmatched == {"ambiguous": 240}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("loss", [0.0, 0.2])
+@pytest.mark.parametrize("seed", range(4))
+def test_errors_inside_a_tunnel_are_those_outside_of_it(
+    seed: int, loss: float, version: int, tmp_path: Path
+) -> None:
+    net = network(seed, version=version, errors=120, loss=loss, ids=version == 4, alike=False)
+    net.points.outside = [
+        (time, ip(PUBLIC, ROUTER, 4 if data[0] >> 4 == 4 else 41, data, number % 65536, 64))
+        for number, (time, data) in enumerate(sorted(net.points.outside), 1)
+    ]
+    recall, report = check(net, tmp_path)
+
+    assert recall == 1.0
+    told = sum(e.count for flow in report.flows for e in flow.icmp_errors)
+    assert told == len(set(net.inside.values()) | set(net.outside.values()))
