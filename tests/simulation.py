@@ -128,6 +128,11 @@ class Network:
         self._owner: dict[int, int] = {}
         self._replies: set[int] = set()
 
+    @property
+    def replies(self) -> frozenset[int]:
+        """Serials that went in the reply direction so far."""
+        return frozenset(self._replies)
+
     def point(self, name: str) -> Capture:
         """Return a point's capture, beginning it when it is new."""
         return self.captures.setdefault(name, Capture())

@@ -20,6 +20,7 @@ from nattrace.match.flows import sorted_groups
 from nattrace.match.handshakes import Handshakes
 from nattrace.match.keys import commonplace_keys, flow_hash, has_ports
 from nattrace.match.rows import Rows
+from nattrace.match.unique import young_ids
 from nattrace.table import TCP
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class Sightings:
             own = commonplace_keys(table, first[others])
             count = np.searchsorted(said, own, "right") - np.searchsorted(said, own, "left")
             common[others] = (count > extent[others]) | (count > TURNS)
-        changed &= ~common | (passed & vouched)
+        changed &= ~common | (passed & vouched & ~young_ids(table.ip_id[first]))
         # a router takes one from the TTL; where none did (bridges), or where all say the same, several packets
         # must agree, each numbered otherwise: senders that write one IP id into all they send are not rare
         alone = passed & ~common
