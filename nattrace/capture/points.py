@@ -5,7 +5,6 @@ Asks the machine and the engine; starts nothing.
 
 from __future__ import annotations
 
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -80,7 +79,7 @@ def resolve(
     seen = _look(host)
     points = interfaces_named(selection.interfaces, seen)
     for name in selection.containers:
-        points += container_points(client, name, local=local, on_message=on_message)
+        points += container_points(client, name, seen if local else None, on_message=on_message)
     points += [network_point(client, name, seen, holds=holds) for name in selection.networks]
     if selection.is_automatic:
         points = automatic_points(client, seen, holds=holds)
@@ -130,9 +129,12 @@ def interfaces_named(names: Sequence[str], seen: Seen) -> list[PointPlan]:
 
 
 def container_points(
-    client: Any, name: str, *, local: bool, on_message: Callable[[str], None]
+    client: Any, name: str, here: Seen | None, *, on_message: Callable[[str], None]
 ) -> list[PointPlan]:
-    """Return a container's eth0, in its namespace, and the host's side of it where that can be found."""
+    """Return a container's eth0, in its namespace, and the host's side of it where that can be found.
+
+    `here` is this machine where the container is on it.
+    """
     import docker  # noqa: PLC0415 - only where there is an engine
 
     with engine_errors(f"container {name}"):
@@ -149,7 +151,7 @@ def container_points(
     mode = str(container.attrs.get("HostConfig", {}).get("NetworkMode", ""))
     if mode in {"host", "none"}:
         raise CaptureError(f"{container.name}: has no network of its own (--network {mode}); give -i IF")
-    process_id = state.get("Pid") if local else None
+    process_id = None if here is None else state.get("Pid")
     interface = _SLIRP_INTERFACE if mode.startswith("slirp4netns") else _CONTAINER_INTERFACE
     inside = PointPlan(
         f"{container.name}:{interface}",
@@ -159,18 +161,21 @@ def container_points(
         joins=_network_of(container, podman=is_podman(client)),
         process_id=process_id,
     )
-    if not local:
+    if here is None:
         return [inside]
     addresses = [settings.get("MacAddress")]
-    addresses += [network.get("MacAddress") for network in (settings.get("Networks") or {}).values()]
+    addresses += [each.get("MacAddress") for each in (settings.get("Networks") or {}).values()]
     index = _peer_index(process_id) or _port_index({each for each in addresses if each})
-    names = dict(socket.if_nameindex())
-    if index not in names:
+    link = next((link for link in (here.state or {}).get("links", ()) if link["ifindex"] == index), None)
+    if link is None:
         on_message(
             f"{container.name}: its side in the host's namespace is not to be found; root can look it up"
         )
         return [inside]
-    return [inside, PointPlan(names[index], names[index], ifindex=index, container=container.name)]
+    # A macvlan's other side is the interface that it lies on, and others may use that.
+    is_shared = any(bridge_of(network(client, each)) is None for each in settings.get("Networks") or ())
+    owner = None if is_shared else container.name
+    return [inside, PointPlan(link["ifname"], link["ifname"], ifindex=index, container=owner)]
 
 
 def _network_of(container: Any, *, podman: bool) -> str:
@@ -183,8 +188,9 @@ def network_point(client: Any, name: str, seen: Seen, *, holds: bool) -> PointPl
     """Return the bridge of a network."""
     attributes = network(client, name)
     if bridge_of(attributes) is None:
+        parent = (attributes.get("Options") or {}).get("parent") or "IF"
         raise CaptureError(
-            f"{name}: a {attributes.get('Driver')} network has no bridge on this machine; give -i IF"
+            f"{name}: a {attributes.get('Driver')} network has no bridge on this machine; give -i {parent}"
         )
     with engine_errors(f"network {name}"):
         return _bridge_point(attributes, seen, comes_and_goes=is_podman(client), holds=holds)

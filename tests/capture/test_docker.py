@@ -97,6 +97,30 @@ def test_a_container_has_its_own_point_and_its_cable(engine: Engine, tmp_path: P
     assert eth0.container is None
 
 
+def test_a_macvlan_shares_the_interface_outside(engine: Engine, tmp_path: Path) -> None:
+    engine.docker(
+        "network create -d macvlan -o parent=eth0 --subnet 203.0.113.0/24 --ip-range 203.0.113.64/27 mac"
+    )
+    try:
+        done = engine.nattrace("capture", "--network", "mac", "-w", f"{tmp_path}/b", "--", "true")
+        assert done.returncode == 2
+        assert "mac: a macvlan network has no bridge on this machine; give -i eth0" in done.stderr
+        run(engine, "--name job --network mac busybox sleep 600")
+        done = engine.nattrace(
+            *("capture", "--container", "job", "-w", f"{tmp_path}/b", "--filter", "icmp", "--"),
+            *("docker", "exec", "job", "ping", "-q", "-c", "2", "-i", "0.1", GATEWAY),
+        )
+        assert done.returncode == 0, done.stderr
+        assert captured(tmp_path / "b") == {"job:eth0": 4, "eth0": 4}
+        inside, shared = manifest_of(tmp_path / "b").points
+        # others send by that interface too
+        assert (inside.container, shared.container) == ("job", None)
+        assert translations(report_of(tmp_path / "b")) == set() == conntrack(engine, "icmp")
+    finally:
+        engine.docker("rm -f job")
+        engine.docker("network rm mac")
+
+
 def test_the_bundle_holds_what_the_host_knew(engine: Engine, tmp_path: Path) -> None:
     secret = "-e PASSWORD=hunter2 --name stays"
     run(engine, f"{secret} busybox sleep 600")
