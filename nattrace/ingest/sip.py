@@ -39,14 +39,18 @@ _HEADER_BYTES: Final = 1024
 _KIND_BYTES: Final = len(b"SUBSCRIBE sips:")
 #: What `message_names` says of that which is no message.
 OTHER: Final = 1
-#: The first of each header that names the message, by its long or compact name, up to its line's end.
+#: The first of each header that names the message, by its long or compact name, and what of it does. Nothing here
+#: goes back over what it has read: a datagram may hold 64 KiB of anything.
 _NAMING: Final = tuple(
-    re.compile(rb"\n(?:" + name + rb")[ \t]*:[ \t]*" + value + rb"[^\r\n]*\r?\n", re.IGNORECASE)
-    for name, value in (
-        (b"via|v", rb"[^\r\n]*?;[ \t]*branch[ \t]*=[ \t]*([^\s;,]+)"),
-        (b"to|t", rb"[^\r\n]*?(?:;[ \t]*tag[ \t]*=[ \t]*([^\s;,]+)|(?=\r?\n))"),
-        (b"call-id|i", rb"([^\r\n]*)"),
-        (b"cseq", rb"([^\r\n]*)"),
+    (
+        re.compile(rb"\n(?:" + name + rb")[ \t]*+:([^\r\n]*+)\r?\n", re.IGNORECASE),
+        re.compile(part, re.IGNORECASE),
+    )
+    for name, part in (
+        (b"via|v", rb";[ \t]*+branch[ \t]*+=[ \t]*+([^\s;,]++)"),
+        (b"to|t", rb";[ \t]*+tag[ \t]*+=[ \t]*+([^\s;,]++)"),
+        (b"call-id|i", rb"(\S.*+)"),
+        (b"cseq", rb"(\S.*+)"),
     )
 )
 #: What addresses, ports and lengths are written with; without these bytes a whole message stays as it was.
@@ -88,11 +92,12 @@ def _name(text: bytes, depth: int, *, whole: bool) -> tuple[int, int]:
         return 0, OTHER if len(text) >= _KIND_BYTES else 0
     parts = [kind[0]]
     if depth == NAMED:
-        headers = [pattern.search(text) for pattern in _NAMING]
+        headers = [header.search(text) for header, _ in _NAMING]
         if None in headers:
             depth = KIND
         else:
-            parts += [found[1] or b"" for found in headers if found is not None]
+            told = (part.search(line[1]) for (_, part), line in zip(_NAMING, headers, strict=True) if line)
+            parts += [found[1] if found else b"" for found in told]
             if whole:
                 parts.append(text.translate(None, _WRITTEN_ANEW))
     return int.from_bytes(blake2b(b"\n".join(parts), digest_size=8).digest(), "little"), depth

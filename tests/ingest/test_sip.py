@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 import numpy as np
 import pytest
@@ -106,6 +107,26 @@ def test_a_message_cut_before_its_names_is_known_by_its_kind() -> None:
 def test_what_only_begins_alike_is_no_message(text: bytes) -> None:
     assert name(text) == (0, OTHER)
     assert name(text[:12]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"v:;branch=" + b"a" * 60_000,
+        b"v:" + b";branch=a" * 6_000,
+        b"v:" + b" ; " * 20_000,
+        b"v:;branch" + b" " * 60_000,
+        b"\nv:;branch=" * 5_500,
+        b"t" + b" " * 60_000,
+        b"i:" + b" " * 60_000,
+    ],
+    ids=range(7),
+)
+def test_no_message_takes_long(line: bytes) -> None:
+    start = time.process_time()
+    assert name(b"INVITE sip:x SIP/2.0\r\n" + line)[1] == KIND
+    assert name(INVITE.replace(b"To:", line + b"\r\nTo:"))[1] == NAMED
+    assert time.process_time() - start < 1
 
 
 @given(st.binary(max_size=200), st.sampled_from([b"INVITE sip:", b"SIP/2.0 200", b"BYE tel:", b""]))
