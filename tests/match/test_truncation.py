@@ -26,7 +26,7 @@ ALONE = (46, 62)
 #: Ethernet, IPv6 and a TCP header with timestamps, and 8 bytes of what an ICMP echo carries.
 HEADERS_WHOLE = 94
 #: What is longer: an IPv6 fragment header, what an ICMP error quotes, headers that name a SIP message.
-LONGER = ("fragments", "errors", "path_mtu", "sip")
+LONGER = ("fragments", "errors", "nat64_errors", "trace_v6", "path_mtu", "sip")
 
 #: before, after, direction
 Row = tuple[str, int, str, int, str]
