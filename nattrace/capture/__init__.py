@@ -23,7 +23,7 @@ from nattrace.capture.recorder import HostRecorder, find_tcpdump, host_command
 from nattrace.capture.records import counted
 from nattrace.capture.script import script
 from nattrace.capture.session import run_session
-from nattrace.capture.snapshot import Snapshot, context_commands
+from nattrace.capture.snapshot import EVENTS, Snapshot, context_commands
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -136,8 +136,17 @@ def dry_run(request: Request, path: str) -> str:
                 if point.held_by is not None:
                     holders.append(holder_command(point, request.image, options.duration_s))
             commands.append((point.file_name.removesuffix(".pcap"), words))
-        context = context_commands() if request.context else ()
-        return script(path, holders, commands, context, request.workload, request.options.duration_s)
+        checks = [] if request.via == "host" else [("docker", "image", "inspect", request.image)]
+        return script(
+            path,
+            checks,
+            holders,
+            commands,
+            context_commands(docker=client is not None) if request.context else (),
+            EVENTS,
+            request.workload,
+            request.options.duration_s,
+        )
 
 
 def install_tcpdump(

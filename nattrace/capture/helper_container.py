@@ -93,7 +93,18 @@ def docker_command(point: PointPlan, options: Options, image: str, target: str) 
 
 def by_hand(made: dict[str, Any], image: str, command: list[str], *more: str) -> list[str]:
     """Return the docker command line of a container with a network and `privileges`."""
-    words = ["docker", "run", "--rm", "--network", made["network_mode"], "--cap-drop", "ALL"]
+    # Never pulled: the name of an image that is built here may be somebody else's in a registry.
+    words = [
+        "docker",
+        "run",
+        "--rm",
+        "--pull",
+        "never",
+        "--network",
+        made["network_mode"],
+        "--cap-drop",
+        "ALL",
+    ]
     words += [word for right in made["cap_add"] for word in ("--cap-add", right)]
     words += ["--security-opt", "no-new-privileges", "--read-only", "--user", "0:0", *more]
     return [*words, "--entrypoint", command[0], image, *command[1:]]

@@ -25,18 +25,24 @@ if TYPE_CHECKING:
     from nattrace.capture.host import Host, Listener
 
 #: The socket buffer is 4 MiB: events come in bursts, and a lost one is a translation without its truth.
-_EVENTS: Final = ("conntrack", "-E", "-b", "4194304", "-o", "timestamp,extended,id")
+EVENTS: Final = ("conntrack", "-E", "-b", "4194304", "-o", "timestamp,extended,id")
 
 #: How an admin takes by hand what rtnetlink and the engine give here; the forms are the same.
-_BY_HAND: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
-    ("links.json", ("ip", "-j", "-d", "link")),
-    ("addresses.json", ("ip", "-j", "address")),
-    ("routes.json", ("ip", "-j", "route", "show", "table", "all")),
-    ("rules.json", ("ip", "-j", "rule")),
-    ("iptables-save.txt", ("iptables-save", "-c")),
-    ("ip6tables-save.txt", ("ip6tables-save", "-c")),
-    ("nft.json", ("nft", "-j", "list", "ruleset")),
-    ("conntrack.txt", ("conntrack", "-L", "-o", "extended,id")),
+_BY_HAND: Final[tuple[tuple[str, tuple[tuple[str, ...], ...]], ...]] = (
+    ("links.json", (("ip", "-j", "-d", "link"),)),
+    ("addresses.json", (("ip", "-j", "address"),)),
+    ("routes.json", (("ip", "-j", "route", "show", "table", "all"),)),
+    ("rules.json", (("ip", "-j", "rule"),)),
+    ("iptables-save.txt", (("iptables-save", "-c"),)),
+    ("ip6tables-save.txt", (("ip6tables-save", "-c"),)),
+    ("nft.json", (("nft", "-j", "list", "ruleset"),)),
+    ("conntrack.txt", tuple(("conntrack", "-L", "-f", f, "-o", "extended,id") for f in ("ipv4", "ipv6"))),
+)
+
+#: A network tells the addresses of its containers, and nothing secret as ``docker inspect`` of a container would.
+_NETWORKS_BY_HAND: Final = (
+    "docker-networks.json",
+    (("sh", "-c", "docker network inspect $(docker network ls -q)"),),
 )
 
 #: Seconds until ``conntrack -E`` must have subscribed; it needs a few milliseconds.
@@ -46,9 +52,9 @@ _SUBSCRIBE_S: Final = 3.0
 _NETLINK_NETFILTER: Final = 12
 
 
-def context_commands() -> Sequence[tuple[str, Sequence[str]]]:
-    """Return file names and commands that take the context by hand."""
-    return _BY_HAND
+def context_commands(*, docker: bool) -> Sequence[tuple[str, Sequence[Sequence[str]]]]:
+    """Return file names and the commands that take the context by hand, Docker's networks as well if asked."""
+    return (*_BY_HAND, _NETWORKS_BY_HAND) if docker else _BY_HAND
 
 
 def _saved_rules(host: Host, name: str) -> bytes:
@@ -155,7 +161,7 @@ class Snapshot:
         path = self._path("during", "conntrack-events", ".txt")
         try:
             before = self._subscribers()
-            self._events = self._host.listen(_EVENTS, path)
+            self._events = self._host.listen(EVENTS, path)
             deadline = time.monotonic() + _SUBSCRIBE_S
             while self._events.is_running() and self._subscribers() <= before and time.monotonic() < deadline:
                 time.sleep(0.01)

@@ -181,6 +181,12 @@ def test_a_dry_run_can_be_run_by_hand(engine: Engine, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert captured(tmp_path / "b") == {"eth0": 4}
+    context = manifest_of(tmp_path / "b").context
+    taken = {"links", "addresses", "routes", "rules", "iptables-save", "ip6tables-save", "nft", "conntrack"}
+    taken |= {"docker-networks"}
+    events = "during/conntrack-events"
+    assert context.keys() == {f"{phase}/{name}" for phase in ("before", "after") for name in taken} | {events}
+    assert f"dst={GATEWAY} type=8" in (tmp_path / "b" / context[events]).read_text()
 
 
 @pytest.mark.parametrize(

@@ -95,9 +95,11 @@ def test_the_script_is_one_that_a_shell_understands(tmp_path: Path) -> None:
     text = (
         script(
             f"{tmp_path}/it's",
+            [["true"]],
             [["sleep", "60"]],
             [("a", ["sh", "-c", "echo 'tcpdump: listening on a, link-type X' >&2; exec sleep 60"])],
-            [("links.json", ["echo", "[]"])],
+            [("links.json", [["echo", "[]"]]), ("conntrack.txt", [["echo", "4"], ["echo", "6"]])],
+            ["sh", "-c", "echo event; exec sleep 60"],
             ["echo", "$HOME"],
             5,
         )
@@ -109,6 +111,27 @@ def test_the_script_is_one_that_a_shell_understands(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == ["$HOME", f"bundle {tmp_path}/it's.parts -w {tmp_path}/it's"]
     assert (tmp_path / "it's.parts/before/links.json").read_text() == "[]\n"
     assert (tmp_path / "it's.parts/after/links.json").read_text() == "[]\n"
+    assert (tmp_path / "it's.parts/after/conntrack.txt").read_text() == "4\n6\n"
+    assert (tmp_path / "it's.parts/during/conntrack-events.txt").read_text() == "event\n"
+
+
+def test_the_script_begins_nothing_when_a_check_fails_and_no_workload_when_a_tcpdump_does(
+    tmp_path: Path,
+) -> None:
+    for check, capture in (("false", "sleep 9"), ("true", "echo no such interface >&2")):
+        text = script(
+            f"{tmp_path}/b", [[check]], [], [("a", ["sh", "-c", capture])], (), (), ["echo", "workload"], 5
+        ).replace("left=20", "left=1")
+        done = subprocess.run(
+            ["sh", "-c", text.replace("nattrace bundle", "echo bundle")],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert "workload" not in done.stdout
+        assert ("no such interface" in done.stderr) == (check == "true")
+        assert (tmp_path / "b.parts").exists() == (check == "true")
 
 
 def test_a_dry_run_starts_nothing(

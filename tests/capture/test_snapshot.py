@@ -71,9 +71,12 @@ def test_lost_events_are_said_and_the_rest_is_kept(tmp_path: Path, monkeypatch: 
 
 
 def test_the_commands_to_run_by_hand_give_files_of_the_same_names() -> None:
-    names = [file.rpartition(".")[0] for file, _ in context_commands()]
+    names = [file.rpartition(".")[0] for file, _ in context_commands(docker=True)]
     assert sorted(names) == sorted(
-        ["links", "addresses", "routes", "rules", "iptables-save", "ip6tables-save", "nft", "conntrack"]
+        [
+            *("links", "addresses", "routes", "rules", "iptables-save", "ip6tables-save", "nft", "conntrack"),
+            "docker-networks",
+        ]
     )
 
 
