@@ -137,6 +137,7 @@ def test_an_image_from_a_distribution(engine: Engine, tmp_path: Path) -> None:
     files["etc/group"] = b"root:x:0:\ntcpdump:x:101:\n"
     applets = ("sh", "cp", "sed", "mkdir", "chmod", "sleep", "stat")
     engine.import_image("distribution", files, {f"bin/{name}": "busybox" for name in applets})
+    engine.docker("tag localtcpdump kept")  # later tests want what this one does not have
     engine.docker("rmi localtcpdump")
     words = ["--build", "base", "--base", "distribution"]
     done = engine.nattrace("install-tcpdump", *words, "--target", str(tmp_path / "bin"))
@@ -149,6 +150,8 @@ def test_an_image_from_a_distribution(engine: Engine, tmp_path: Path) -> None:
     done = engine.nattrace("capture", "-i", "eth0", "--filter", "icmp", "-w", f"{tmp_path}/b", "--", *ping)
     assert done.returncode == 0, done.stderr
     assert captured(tmp_path / "b") == {"eth0": 4}
+    engine.docker("tag kept localtcpdump")
+    engine.docker("rmi kept")
 
 
 def test_a_base_that_nothing_can_be_installed_in_is_one_line(engine: Engine, tmp_path: Path) -> None:
