@@ -53,6 +53,10 @@ _WANTS_TO_CHANGE: Final = ("Couldn't change to", "Couldn't find user", "Couldn't
 #: How often the engine is asked whether a helper still runs.
 _ASK_S: Final = 0.25
 
+#: How often an engine that refuses to remove something is asked, and how long it has between two times.
+_REMOVALS: Final = 5
+_BETWEEN_REMOVALS_S: Final = 0.2
+
 #: Last lines of the log that are read: the counters, and a complaint. Of the last lines Podman 4 drops what was
 #: printed without the end of its line, as tcpdump's are; there the whole is read, at most what a log may hold.
 _LOG_LINES: Final = 30
@@ -337,7 +341,15 @@ def remove(thing: Any) -> None:
     import docker  # noqa: PLC0415
     import requests  # noqa: PLC0415
 
-    try:
-        thing.remove(force=True)
-    except (docker.errors.DockerException, requests.RequestException):
-        return  # the engine went away: the next capture removes it
+    for _ in range(_REMOVALS):
+        try:
+            thing.remove(force=True)
+        except docker.errors.NotFound:
+            return
+        except docker.errors.APIError:
+            # Podman refuses what ends at this very moment ("container state improper: stopped").
+            time.sleep(_BETWEEN_REMOVALS_S)
+        except (docker.errors.DockerException, requests.RequestException):
+            return  # the engine went away: the next capture removes it
+        else:
+            return

@@ -8,8 +8,9 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from docker.errors import APIError
 
-from nattrace.capture import engine, host, snapshot
+from nattrace.capture import engine, helper_container, host, snapshot
 from nattrace.capture.containers import running
 from nattrace.capture.errors import CaptureError
 from nattrace.capture.helper_container import OWNER_LABEL, UNTIL_LABEL, owner, remove_leftovers
@@ -116,6 +117,30 @@ def test_helpers_are_left_over_when_their_process_is_gone() -> None:
     things = (alive, reused, gone, elsewhere, forgotten, strange)
     assert remove_leftovers(Client(*things)) == 3
     assert [thing.removed for thing in things] == [False, True, True, False, True, False]
+
+
+class Ending(Thing):
+    """A container that the engine does not let go at first."""
+
+    def __init__(self, refusals: int) -> None:
+        super().__init__({OWNER_LABEL: ""})
+        self.refusals = refusals
+
+    def remove(self, **options: object) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            raise APIError("cannot remove container: container state improper: stopped")
+        super().remove(**options)
+
+
+@pytest.mark.parametrize(("refusals", "removed"), [(0, True), (2, True), (99, False)])
+def test_a_helper_that_ends_at_this_moment_is_removed(
+    refusals: int, removed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(helper_container, "_BETWEEN_REMOVALS_S", 0.0)
+    ending = Ending(refusals)
+    helper_container.remove(ending)
+    assert ending.removed == removed
 
 
 def test_helpers_are_no_context() -> None:
