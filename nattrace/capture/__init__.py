@@ -14,22 +14,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from nattrace.bundle.writing import new_folder, write_manifest
+from nattrace.capture.context.host import LocalHost
+from nattrace.capture.context.snapshot import EVENTS, Snapshot, context_commands
 from nattrace.capture.errors import CaptureError
-from nattrace.capture.host import LocalHost
-from nattrace.capture.image import DEFAULT_BASE, DEFAULT_TAG, Recipe, helper_image, install
+from nattrace.capture.helper.image import DEFAULT_BASE, DEFAULT_TAG, Recipe, helper_image, install
 from nattrace.capture.plan import Options, PointPlan, with_buffers
 from nattrace.capture.points import Selection, resolve
 from nattrace.capture.recorder import HostRecorder, find_tcpdump, host_command
 from nattrace.capture.records import counted
 from nattrace.capture.script import script
 from nattrace.capture.session import run_session
-from nattrace.capture.snapshot import EVENTS, Snapshot, context_commands
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from nattrace.bundle.manifest import Manifest
-    from nattrace.capture.host import Host
+    from nattrace.capture.context.host import Host
     from nattrace.capture.recorder import Recorder
     from nattrace.capture.session import Progress
 
@@ -129,8 +129,8 @@ def dry_run(request: Request, path: str) -> str:
                     point, options, request.tcpdump or "tcpdump", f"{target}/{point.file_name}"
                 )
             else:
-                from nattrace.capture.helper_container import docker_command  # noqa: PLC0415
-                from nattrace.capture.holder import holder_command  # noqa: PLC0415
+                from nattrace.capture.helper.container import docker_command  # noqa: PLC0415
+                from nattrace.capture.helper.holder import holder_command  # noqa: PLC0415
 
                 words = docker_command(point, options, request.image, str(Path(target).absolute()))
                 if point.held_by is not None:
@@ -158,7 +158,7 @@ def install_tcpdump(
     on_message: Callable[[str], None] = lambda _: None,
 ) -> list[str]:
     """Put a tcpdump that needs no libraries of the host into the folder `target`; return the names put there."""
-    from nattrace.capture.engine import connected  # noqa: PLC0415 - docker takes a second to load
+    from nattrace.capture.engines.engine import connected  # noqa: PLC0415 - docker takes a second to load
 
     with connected() as client:
         identity = helper_image(client, image, recipe=recipe, base=base, on_message=on_message)
@@ -179,11 +179,11 @@ def _prepare(
         options = with_buffers(request.options, len(points), _memory_bytes(request.via, client))
         return points, lambda point, folder: HostRecorder(point, options, program, folder), here
 
-    from nattrace.capture import rootless  # noqa: PLC0415
-    from nattrace.capture.engine import is_rootless  # noqa: PLC0415
-    from nattrace.capture.helper_container import Helpers, remove_leftovers  # noqa: PLC0415
-    from nattrace.capture.helper_host import HelperHost  # noqa: PLC0415
-    from nattrace.capture.holder import held  # noqa: PLC0415
+    from nattrace.capture.engines import rootless  # noqa: PLC0415
+    from nattrace.capture.engines.engine import is_rootless  # noqa: PLC0415
+    from nattrace.capture.helper.container import Helpers, remove_leftovers  # noqa: PLC0415
+    from nattrace.capture.helper.holder import held  # noqa: PLC0415
+    from nattrace.capture.helper.remote_host import HelperHost  # noqa: PLC0415
 
     local = _local(client)
     removed = remove_leftovers(client)
@@ -214,7 +214,7 @@ def _prepare(
 def _client(request: Request, stack: ExitStack) -> Any | None:
     """Return the engine, None where ``host`` does without: there is none, or it knows nothing of this machine."""
     selection = request.selection
-    from nattrace.capture.engine import connected  # noqa: PLC0415 - docker takes a second to load
+    from nattrace.capture.engines.engine import connected  # noqa: PLC0415 - docker takes a second to load
 
     dispensable = request.via == "host" and not (selection.containers or selection.networks)
     try:
@@ -234,7 +234,7 @@ def _client(request: Request, stack: ExitStack) -> Any | None:
 
 
 def _local(client: Any) -> bool:
-    from nattrace.capture.engine import is_local  # noqa: PLC0415
+    from nattrace.capture.engines.engine import is_local  # noqa: PLC0415
 
     return is_local(client)
 
@@ -243,7 +243,7 @@ def _memory_bytes(via: Via, client: Any | None) -> int | None:
     """Return the memory of the machine that captures, None when the engine does not say."""
     if via == "host":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    from nattrace.capture.engine import engine_errors  # noqa: PLC0415
+    from nattrace.capture.engines.engine import engine_errors  # noqa: PLC0415
 
     with engine_errors("docker info"):
         return (client.info().get("MemTotal") if client is not None else None) or None

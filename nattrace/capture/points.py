@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from nattrace.capture.engine import engine_errors, is_podman
+from nattrace.capture.context.host import Lacking
+from nattrace.capture.engines.engine import engine_errors, is_podman
+from nattrace.capture.engines.networks import bridge_of, network, used_networks
 from nattrace.capture.errors import CaptureError
-from nattrace.capture.host import Lacking
-from nattrace.capture.networks import bridge_of, network, used_networks
 from nattrace.capture.plan import PointPlan, distinct
 from nattrace.capture.routing import outgoing_interfaces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from nattrace.capture.host import Host
+    from nattrace.capture.context.host import Host
 
 #: The name that engines give a container's first interface.
 _CONTAINER_INTERFACE: Final = "eth0"

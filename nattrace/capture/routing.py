@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nattrace.capture.host import Host
+    from nattrace.capture.context.host import Host
 
 #: Places far away, one in each half of either address space: public resolvers and a root server, never asked.
 _FAR: Final[dict[str, tuple[str, ...]]] = {

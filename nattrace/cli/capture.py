@@ -159,7 +159,7 @@ def install(arguments: argparse.Namespace, message: Callable[[str], None]) -> No
 
 def image_words(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what was said of the helper image."""
-    from nattrace.capture.image import DEFAULT_BASE, DEFAULT_TAG  # noqa: PLC0415
+    from nattrace.capture.helper.image import DEFAULT_BASE, DEFAULT_TAG  # noqa: PLC0415
 
     return {
         "image": arguments.image or DEFAULT_TAG,

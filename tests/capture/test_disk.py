@@ -11,8 +11,8 @@ import pytest
 
 import nattrace
 from capture.evidence import manifest_of
+from nattrace.capture.helper.watchdog import DISK_FULL
 from nattrace.capture.records import records_in
-from nattrace.capture.watchdog import DISK_FULL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from lab import topology
 
-from nattrace.capture import kernel_state
+from nattrace.capture.context import kernel_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

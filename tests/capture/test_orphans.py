@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from capture.evidence import wait_for
-from nattrace.capture.watchdog import SIZE_REACHED
+from nattrace.capture.helper.watchdog import SIZE_REACHED
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: nattrace, whose helpers outlast their capture's duration by a second instead of two minutes.
 HASTY = """
 import sys
-from nattrace.capture import helper_container
+from nattrace.capture.helper import container as helper_container
 from nattrace.cli import main
 helper_container.SPARE_S = 1
 sys.exit(main(sys.argv[1:]))

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nattrace.capture.engine import is_local, is_rootless
+from nattrace.capture.engines.engine import is_local, is_rootless
+from nattrace.capture.engines.rootless import namespace, placed
 from nattrace.capture.errors import CaptureError
 from nattrace.capture.plan import PointPlan
-from nattrace.capture.rootless import namespace, placed
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ import pytest
 from lab import topology
 from lab.topology import Namespace
 
-from nattrace.capture.host import LocalHost
+from nattrace.capture.context.host import LocalHost
 from nattrace.capture.routing import outgoing_interfaces
 
 if TYPE_CHECKING:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from docker.errors import APIError
 
-from nattrace.capture import engine, helper_container, host, snapshot
-from nattrace.capture.containers import running
+from nattrace.capture.context import host, snapshot
+from nattrace.capture.context.snapshot import Snapshot, context_commands
+from nattrace.capture.engines import engine
+from nattrace.capture.engines.containers import running
 from nattrace.capture.errors import CaptureError
-from nattrace.capture.helper_container import OWNER_LABEL, UNTIL_LABEL, owner, remove_leftovers
-from nattrace.capture.snapshot import Snapshot, context_commands
+from nattrace.capture.helper import container as helper_container
+from nattrace.capture.helper.container import OWNER_LABEL, UNTIL_LABEL, owner, remove_leftovers
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -149,12 +149,14 @@ def test_ctrl_c_leaves_the_connection_until_all_is_collected(
         ("ssh://root@[::1:2222", "give ssh://USER@HOST"),
         ("ssh://-oProxyCommand=touch@/x", "ssh://-oProxyCommand=touch@/x: no such address"),
         ("ssh://127.0.0.1:2222/$(id)", "no such address; give ssh://USER@HOST"),
+        ("ssh://root:hunter2@127.0.0.1:2222", "leave the password out; ssh asks for it, or takes a key"),
     ],
 )
 def test_what_keeps_ssh_from_the_engine_is_one_line(ssh: Ssh, tmp_path: Path, url: str, message: str) -> None:
     done = ssh.nattrace("capture", "-i", "eth0", "-w", f"{tmp_path}/b", "--", "true", url=url)
     assert done.returncode == 2
     assert message in done.stderr
+    assert "hunter2" not in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -1,10 +1,10 @@
-"""What ``ip -j`` prints, in the very form of `nattrace.capture.kernel_state`: the same fields, none more. Pure."""
+"""What ``ip -j`` prints, in the very form of `nattrace.capture.context.kernel_state`: the same fields, none more. Pure."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from nattrace.capture.kernel_state import LINK_FLAGS
+from nattrace.capture.context.kernel_state import LINK_FLAGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -12,17 +12,17 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from nattrace.bundle.manifest import CONTEXT_FOLDER, Missing
-from nattrace.capture.containers import ContainerWatch, running
+from nattrace.capture.context.host import Lacking, one_line
+from nattrace.capture.context.kernel_state import QUESTIONS
+from nattrace.capture.engines.containers import ContainerWatch, running
+from nattrace.capture.engines.networks import networks
 from nattrace.capture.errors import last_line
-from nattrace.capture.host import Lacking, one_line
-from nattrace.capture.kernel_state import QUESTIONS
-from nattrace.capture.networks import networks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from nattrace.capture.host import Host, Listener
+    from nattrace.capture.context.host import Host, Listener
 
 #: The socket buffer is 4 MiB: events come in bursts, and a lost one is a translation without its truth.
 EVENTS: Final = ("conntrack", "-E", "-b", "4194304", "-o", "timestamp,extended,id")

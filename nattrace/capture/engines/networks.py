@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from nattrace.capture.engine import engine_errors, is_podman
+from nattrace.capture.engines.engine import engine_errors, is_podman
 from nattrace.capture.errors import CaptureError
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """What answers for the machine whose packets are captured, and the kind that is this machine.
 
-The other kind is a helper container on another machine (`nattrace.capture.helper_host`). Nothing is interpreted.
+The other kind is a helper container on another machine (`nattrace.capture.helper.remote_host`). Nothing is interpreted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from nattrace.capture import kernel_state
+from nattrace.capture.context import kernel_state
 from nattrace.capture.errors import last_line
 from nattrace.capture.recorder import SAID_BYTES, end_with_parent, find_program
 
@@ -47,7 +47,7 @@ class Host(Protocol):
     """A machine that can be asked. Every question raises Lacking where there is no answer."""
 
     def kernel_state(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the answers to `nattrace.capture.kernel_state.QUESTIONS`."""
+        """Return the answers to `nattrace.capture.context.kernel_state.QUESTIONS`."""
 
     def way(self, place: str, guest: tuple[str, str] | None = None) -> str | None:
         """Return the interface by which a packet to `place` leaves, None when it does not.

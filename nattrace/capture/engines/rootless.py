@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from nattrace.capture.engine import engine_errors, is_podman
+from nattrace.capture.engines.engine import engine_errors, is_podman
 from nattrace.capture.errors import CaptureError
-from nattrace.capture.holder import hold
+from nattrace.capture.helper.holder import hold
 
 if TYPE_CHECKING:
     from contextlib import ExitStack

@@ -12,18 +12,18 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from nattrace.capture.engine import complaint, engine_errors
+from nattrace.capture.context.host import Lacking
+from nattrace.capture.context.iproute import COMMANDS, FORMS
+from nattrace.capture.engines.engine import complaint, engine_errors
 from nattrace.capture.errors import CaptureError, last_line
-from nattrace.capture.helper_container import SPARE_S, marks, privileges, remove
-from nattrace.capture.host import Lacking
-from nattrace.capture.iproute import COMMANDS, FORMS
+from nattrace.capture.helper.container import SPARE_S, marks, privileges, remove
 from nattrace.capture.recorder import SAID_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from nattrace.capture.host import Listener
+    from nattrace.capture.context.host import Listener
 
 _RIGHTS: Final = ("NET_ADMIN", "NET_RAW")
 

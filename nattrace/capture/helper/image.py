@@ -1,7 +1,7 @@
 """The helper image: found, built, and its tcpdump copied out (``nattrace install-tcpdump``).
 
 Two recipes lie in ``helper/``: FROM scratch with the programs of this machine, which needs no registry, and one
-from a distribution's image. What goes into them is `nattrace.capture.packing`'s.
+from a distribution's image. What goes into them is `nattrace.capture.helper.packing`'s.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from nattrace.capture.engine import engine_errors
+from nattrace.capture.engines.engine import engine_errors
 from nattrace.capture.errors import CaptureError
-from nattrace.capture.packing import build_context, packable
+from nattrace.capture.helper.packing import build_context, packable
 
 if TYPE_CHECKING:
     from collections.abc import Callable

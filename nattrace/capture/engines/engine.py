@@ -10,8 +10,8 @@ import socket
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from nattrace.capture.engines.ssh import SshBridge
 from nattrace.capture.errors import CaptureError
-from nattrace.capture.ssh import SshBridge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -142,7 +142,11 @@ def _parsed(address: str) -> tuple[list[str], str | None]:
         port = parts.port
     except ValueError as error:
         raise CaptureError(f"{address}: {error}; give ssh://USER@HOST") from error
-    if not parts.hostname or parts.password or parts.query or parts.fragment or set('"$`\\') & {*parts.path}:
+    if parts.password is not None:  # which no message may repeat
+        raise CaptureError(
+            "ssh://USER:PASSWORD@HOST: leave the password out; ssh asks for it, or takes a key"
+        )
+    if not parts.hostname or parts.query or parts.fragment or set('"$`\\') & {*parts.path}:
         raise CaptureError(f"{address}: no such address; give ssh://USER@HOST")
     words = [] if port is None else ["-p", str(port)]
     words += [] if not parts.username else ["-l", parts.username]

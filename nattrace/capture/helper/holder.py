@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from nattrace.capture.engine import engine_errors
-from nattrace.capture.helper_container import SPARE_S, by_hand, marks, privileges, remove
+from nattrace.capture.engines.engine import engine_errors
+from nattrace.capture.helper.container import SPARE_S, by_hand, marks, privileges, remove
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,11 +18,11 @@ import time
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
-from nattrace.capture.engine import complaint, engine_errors, is_podman
+from nattrace.capture.engines.engine import complaint, engine_errors, is_podman
 from nattrace.capture.errors import UncollectedError
-from nattrace.capture.image import StreamFile
+from nattrace.capture.helper.image import StreamFile
+from nattrace.capture.helper.watchdog import SIZE_REACHED, watched
 from nattrace.capture.plan import tcpdump_arguments
-from nattrace.capture.watchdog import SIZE_REACHED, watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
