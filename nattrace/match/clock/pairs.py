@@ -141,17 +141,23 @@ def _believable(
 def _merely_counted(first: Sampled, second: Sampled, both: Shared) -> NDArray[np.bool_]:
     """Return which shared packets say what others of their capture say, and differ from these by a counter only.
 
-    Two counters that overlap by chance give such packets the same numbers some packets earlier or later.
+    Two counters that overlap by chance give such packets the same numbers some packets earlier or later. Captures of
+    times that have nothing in common hold no other packets for them.
     """
     result = np.zeros(both.a.size, np.bool_)
-    alike = [
-        np.flatnonzero(_repeated(side.content)[rows]) for side, rows in ((first, both.a), (second, both.b))
-    ]
-    asked = np.union1d(*alike)
+    alike = _repeated(first.content)[both.a] | _repeated(second.content)[both.b]
+    alike &= _within(first.time_ns[both.a], second.time_ns) | _within(second.time_ns[both.b], first.time_ns)
+    asked = np.flatnonzero(alike)
     if asked.size:
         packets = first.take(both.a[asked])
         _, lane = np.unique(mix(packets.flow ^ packets.backward * M1), return_inverse=True)
         result[asked] = counts_up(lane.reshape(-1), packets.time_ns, packets.ip_id)
+    return result
+
+
+def _within(times_ns: NDArray[np.int64], span_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which times are not before the first nor behind the last of the others."""
+    result: NDArray[np.bool_] = (times_ns >= span_ns.min()) & (times_ns <= span_ns.max())
     return result
 
 
