@@ -17,6 +17,13 @@ EXCUSED = ("kernel has no ",)
 _broken_promises: list[str] = []
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have tests that capture or watch the kernel run one after the other where others run beside them (xdist)."""
+    for item in items:
+        if "capture" in item.path.parts or item.get_closest_marker("lab") is not None:
+            item.add_marker(pytest.mark.xdist_group("kernel"))
+
+
 def _is_excused(reason: str) -> bool:
     return reason.startswith(EXCUSED) or ("shared" in reason and not SHARED.exists())
 
