@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from lab.topology import UPLINK
 
+import nattrace
 from capture.evidence import captured, conntrack, report_of, run, translations
+from nattrace.model import Unmatched
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,11 +38,17 @@ def reached(engine: Engine, folder: Path, client: str, *points: str) -> Any:
     kernel = conntrack(engine, "tcp")
     assert len(kernel) == CONNECTIONS
     assert {whole(flow) for flow in report["flows"]} == kernel
-    # whatever the bridge shows twice, one host has one clock, and nothing is lost or in doubt
+    # whatever the bridge shows twice, one host has one clock, and nothing is lost
     assert report["findings"] == []
     assert {point["clock"]["offset_ns"] for point in report["points"]} == {0}
-    accounting = report["accounting"]
-    assert accounting["packets"] == accounting["matched"] + accounting["unmatched"].get("duplicate", 0)
+    left = [row for row in nattrace.analyze(folder / "b").rewrites.all() if isinstance(row, Unmatched)]
+    assert {row.reason for row in left} <= {"duplicate", "ambiguous"}
+    # docker0 in promiscuous mode gets what only passes it, and routes it a second time: two acknowledgements without
+    # identification may be one or two
+    doubtful = [row.packet for row in left if row.reason == "ambiguous"]
+    assert all((packet.length, packet.ip_id) == (0, 0) for packet in doubtful)
+    if "docker0" not in points:
+        assert doubtful == []
     return report
 
 
@@ -55,7 +63,7 @@ def test_another_container_reaches_a_published_port(unproxied: Engine, tmp_path:
         assert flow["path"][0] == "job:eth0"
         assert flow["path"][-1] == "web:eth0"
         assert [t["nat"] for t in flow["translations"]] == ["dnat"]
-        assert sum(c["lost"] + c["ambiguous"] + c["unknowable"] for c in flow["crossings"]) == 0
+        assert sum(c["lost"] + c["unknowable"] for c in flow["crossings"]) == 0
 
 
 def test_a_container_reaches_its_own_published_port(unproxied: Engine, tmp_path: Path) -> None:
