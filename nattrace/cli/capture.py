@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import shutil
 import sys
@@ -116,6 +117,8 @@ def run(arguments: argparse.Namespace, message: Callable[[str], None]) -> str | 
     """Capture; return the bundle's folder, or None when nothing was captured because of ``--dry-run``."""
     from nattrace import capture  # noqa: PLC0415 - only this command needs it
 
+    # ctrl-C leaves pyroute2 in the middle of a question, of which asyncio would complain on the terminal.
+    logging.getLogger("asyncio").addHandler(logging.NullHandler())
     if arguments.files is not None and arguments.rotate_size is None:
         raise UsageError("--files needs --rotate-size: it is the number of files that are kept")
     chosen = capture.Selection(

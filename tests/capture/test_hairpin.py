@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from lab.topology import UPLINK
 
 import nattrace
@@ -52,10 +53,13 @@ def reached(engine: Engine, folder: Path, client: str, *points: str) -> Any:
     return report
 
 
-def test_another_container_reaches_a_published_port(unproxied: Engine, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bridge", [(), ("-i", "docker0")], ids=["cables", "bridge"])
+def test_another_container_reaches_a_published_port(
+    unproxied: Engine, tmp_path: Path, bridge: tuple[str, ...]
+) -> None:
     run(unproxied, "--name web -p 8080:80 busybox httpd -f -p 80")
     run(unproxied, "--name job busybox sleep 600")
-    report = reached(unproxied, tmp_path, "job", "--container", "job", "--container", "web", "-i", "docker0")
+    report = reached(unproxied, tmp_path, "job", "--container", "job", "--container", "web", *bridge)
     counts = captured(tmp_path / "b")
     assert counts["eth0"] == 0
     assert counts["job:eth0"]
@@ -64,6 +68,7 @@ def test_another_container_reaches_a_published_port(unproxied: Engine, tmp_path:
         assert flow["path"][-1] == "web:eth0"
         assert [t["nat"] for t in flow["translations"]] == ["dnat"]
         assert sum(c["lost"] + c["unknowable"] for c in flow["crossings"]) == 0
+        assert bridge or sum(c["ambiguous"] for c in flow["crossings"]) == 0
 
 
 def test_a_container_reaches_its_own_published_port(unproxied: Engine, tmp_path: Path) -> None:

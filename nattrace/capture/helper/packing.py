@@ -43,7 +43,7 @@ _LIBRARY: Final = re.compile(r"(/\S+) \(0x")
 def build_context(*, scratch: bool) -> Iterator[io.BufferedRandom]:
     """Give the build context, a tar archive in an unnamed temporary file. CaptureError when nothing can be packed."""
     with ExitStack() as stack:
-        helper = stack.enter_context(as_file(files("nattrace.capture").joinpath("helper")))
+        helper = stack.enter_context(as_file(files("nattrace.capture.helper")))
         output = stack.enter_context(tempfile.TemporaryFile())
         with tarfile.open(fileobj=output, mode="w") as archive:
             if scratch:
