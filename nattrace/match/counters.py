@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _NEAREST_SHARE = 0.5
 #: What is no further apart than two taps of one host (7 to 66 us were measured) counts as nearest.
 _HOST_NS = 66_000
+#: Where so few pairs are not nearest, no counters overlap: packets that met their own are then nobody's rivals, and a
+#: packet that was held up (the first one of a flow, on a busy host) may be further from its own than from those.
+_LATE_SHARE = 0.1
 #: Identifications that go up by no more are a counter's.
 _COUNTED_STEP = 256
 #: So many pairs of two flows do not share identifications by chance, unless these count.
@@ -60,11 +63,24 @@ def _are_chance(rows_a: Rows, a: NDArray[np.int64], rows_b: Rows, b: NDArray[np.
     binding = binding.reshape(-1)
     counting = counts_up(binding, time_a[a], rows_a.table.ip_id[a])
     group_a, group_b = group_ids(rows_a.content, rows_b.content)
-    apart = np.abs(time_b[b] - time_a[a])
-    ahead = nearest_distance(group_a[a], time_a[a], group_b, time_b)
-    back = nearest_distance(group_b[b], time_b[b], group_a, time_a)
-    nearest = apart <= np.maximum(np.minimum(ahead, back), _HOST_NS)
+    left_a, left_b = np.ones(len(rows_a), np.bool_), np.ones(len(rows_b), np.bool_)
+
+    def are_near(asked: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which of the asked pairs are nearest among the packets left that say the same."""
+        apart = np.abs(time_b[b[asked]] - time_a[a[asked]])
+        ahead = nearest_distance(group_a[a[asked]], time_a[a[asked]], group_b[left_b], time_b[left_b])
+        back = nearest_distance(group_b[b[asked]], time_b[b[asked]], group_a[left_a], time_a[left_a])
+        result: NDArray[np.bool_] = apart <= np.maximum(np.minimum(ahead, back), _HOST_NS)
+        return result
+
+    nearest = are_near(np.arange(a.size))
     near = np.bincount(binding[nearest], minlength=pairs.size) >= _NEAREST_SHARE * pairs
+    met = nearest & near[binding]
+    late = np.flatnonzero(~met)
+    if late.size and late.size <= _LATE_SHARE * a.size:
+        left_a[a[met]] = left_b[b[met]] = False
+        nearest[late] = are_near(late)
+        near = np.bincount(binding[nearest], minlength=pairs.size) >= _NEAREST_SHARE * pairs
     result: NDArray[np.bool_] = ~(near | (pairs >= _FEW_PAIRS))[binding] | (counting & ~near[binding])
     return result
 

@@ -94,12 +94,13 @@ def wrong_layers(network: Network, folder: Path) -> list[tuple[int, int]]:
     ]
 
 
-def rows_of(packets: list[tuple[int, int, int]]) -> Rows:
-    """Return datagrams of one flow each way: (time, what it says, identification)."""
+def rows_of(packets: list[tuple[int, int, int]], *, flows: int = 1) -> Rows:
+    """Return datagrams of one way of so many flows in turn: (time, what it says, identification)."""
     table = PacketTable.empty(len(packets))
     table.frame[:] = np.arange(1, len(packets) + 1)
     table.time_ns[:], table.content_hash[:], table.ip_id[:] = np.array(packets, np.int64).T
     table.protocol[:], table.version[:], table.src[:], table.dst[:] = UDP, 4, 1, 2
+    table.sport[:] = np.arange(len(packets)) % flows
     return Rows.prepare(table, 0)[0]
 
 
@@ -138,3 +139,19 @@ def test_chance_is_told_as_the_slow_way_tells_it(data: st.DataObject) -> None:
     everything = np.arange(size)
     told = by_chance(first, everything, second, everything)
     assert told.tolist() == slowly(first, second, [(n, n) for n in range(size)])
+
+
+def test_packets_that_met_their_own_are_no_rivals_of_one_that_is_held_up() -> None:
+    """The first packet of a flow takes longer through a busy host than those of others that say the same."""
+
+    def by_chance_behind(delays: list[int]) -> list[int]:
+        first, second = (
+            rows_of([(n * 100_000 + late[n], 1, n * 7919 % 65536 + 1) for n in range(20)], flows=20)
+            for late in ([0] * 20, delays)
+        )
+        everything = np.arange(20)
+        return np.flatnonzero(by_chance(first, everything, second, everything)).tolist()
+
+    assert by_chance_behind([20_000] * 10 + [240_000] + [20_000] * 9) == []
+    # where many are, counters may overlap
+    assert by_chance_behind([20_000] * 10 + [240_000] * 10) != []
