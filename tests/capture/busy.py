@@ -72,10 +72,10 @@ def echo(address: str, port: int, size: int, count: int, own_port: int = 0) -> N
             time.sleep(0.01)
 
 
-def repeat(count: int, task: Callable[[], None]) -> None:
+def repeat(count: int, task: Callable[[int], None]) -> None:
     """Do a task several times, each with a socket of its own."""
-    for _ in range(count):
-        task()
+    for number in range(count):
+        task(number)
 
 
 def ask(seed: int, one: str, two: str, published: str) -> None:
@@ -84,14 +84,15 @@ def ask(seed: int, one: str, two: str, published: str) -> None:
     tasks: list[Callable[[], None]] = [
         lambda: fetch(one, TCP_PORT, 500_000),
         lambda: fetch(two, TCP_PORT, 100_000, OWN_PORT, resets=True),
-        lambda: repeat(8, lambda: fetch(one, TCP_PORT, 10)),
+        lambda: repeat(8, lambda _: fetch(one, TCP_PORT, 10)),
         lambda: fetch(one, CLOSED_PORT, 0),
         *(lambda port=port: fetch(published, port, 50_000) for port in PUBLISHED),
         lambda: echo(one, UDP_PORT, 1, 15, OWN_PORT),  # keep-alives
         lambda: echo(two, UDP_PORT, 20, 4, OWN_PORT),
         lambda: echo(two, UDP_PORT, 4000, 5),  # fragments
         lambda: echo(one, CLOSED_PORT, 30, 3),
-        lambda: repeat(10, lambda: echo(one, UDP_PORT, 33, 1)),
+        # from ports of their own: the one that the system picks may be one that it has just picked
+        lambda: repeat(10, lambda n: echo(one, UDP_PORT, 33, 1, 6000 + 10 * seed + n)),
     ]
     chance.shuffle(tasks)
     threads = [threading.Thread(target=task) for task in tasks]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 from lab.topology import SERVERS, UPLINK
 
+import nattrace
 from capture import busy
 from capture.evidence import captured, conntrack_events, report_of, run, translations, wait_for
+from nattrace.model import Unmatched
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +39,11 @@ def program(*words: str) -> list[str]:
 
 def inside(process_id: str, *words: str) -> list[str]:
     return ["nsenter", f"--net=/proc/{process_id}/ns/net", *program(*words)]
+
+
+def dropped(engine: Engine) -> int:
+    """Packets that conntrack itself dropped: two that want one tuple at the same instant cannot both have it."""
+    return sum(map(int, re.findall(r"\bdrop=(\d+)", engine.host.run("conntrack -S"))))
 
 
 @pytest.mark.parametrize("ports", ["kept", "random"])
@@ -63,21 +72,32 @@ def test_every_translation_of_a_busy_host_is_the_kernels(engine: Engine, tmp_pat
         tasks += [["docker", "exec", name, "ping", "-q", "-c3", "-i0.2", "-s4000", TWO] for name in jobs]
         tasks += [engine.internet.command(*program("fetch", UPLINK, "4")), program("fetch", "127.0.0.1", "2")]
         all_at_once = "".join(f"{' '.join(task)} & " for task in tasks) + "wait"
+        before = dropped(engine)
         done = engine.nattrace(
             *("capture", "-i", "docker0", "-i", "eth0", "--network", "mine", "-w", f"{tmp_path}/b"),
             *("--", "sh", "-c", all_at_once),
         )
+        gone = dropped(engine) - before
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count(" 0% packet loss") == 2 * len(jobs)
+    pings = re.findall(r"(\d+) packets transmitted, (\d+) packets received", done.stderr)
+    assert len(pings) == 2 * len(jobs)
+    assert sum(int(sent) - int(received) for sent, received in pings) <= gone
     assert sum(n or 0 for n in captured(tmp_path / "b").values()) > 1000
     report = report_of(tmp_path / "b")
     expected = conntrack_events(tmp_path / "b")
     assert translations(report) == expected
     # of each of three containers 8 + 3 TCP and 14 UDP conversations and two pings; 8 from outside
-    assert len(expected) == 3 * (11 + 14 + 2) + 8
+    assert 0 <= 3 * (11 + 14 + 2) + 8 - len(expected) <= gone
     crossings = [crossing for flow in report["flows"] for crossing in flow["crossings"]]
     assert sum(crossing["matched"] for crossing in crossings) > 500
-    assert [crossing for crossing in crossings if crossing["lost"] or crossing["ambiguous"]] == []
+    # two acknowledgements that are alike in everything, identification 0 among it, may be told apart by nothing
+    doubtful = [
+        replace(row.packet, frame=0, time=None)
+        for row in nattrace.analyze(tmp_path / "b").rewrites.all()
+        if isinstance(row, Unmatched) and row.reason == "ambiguous"
+    ]
+    assert all((packet.ip_id, packet.length) == (0, 0) and doubtful.count(packet) > 1 for packet in doubtful)
+    assert sum(crossing["lost"] for crossing in crossings) == gone
     if ports == "random":
         kept = [original[2:] == reply[3:1:-1] for original, reply in expected if original[2] is not None]
         assert sum(kept) < len(kept) / 2

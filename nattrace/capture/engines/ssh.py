@@ -28,6 +28,8 @@ _CONNECT_S: Final = 30
 #: Seconds that a command over the open connection may take.
 _PATIENCE_S: Final = 30
 _POLL_S: Final = 0.02
+#: The folder is removed again when something still appears in it: once, on a loaded machine, it was left behind.
+_REMOVALS: Final = 50
 
 #: Says which of its arguments is a socket there, and whether it may be used.
 _FIND: Final = """
@@ -86,7 +88,11 @@ class SshBridge:
         if self._master is not None:
             self._master.terminate()
             self._master.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        for _ in range(_REMOVALS):
+            shutil.rmtree(self._folder, ignore_errors=True)
+            if not self._folder.exists():
+                break
+            time.sleep(_POLL_S)
 
     def _open(self) -> None:
         options = ["-M", "-N", "-T", "-o", "ControlPersist=no", "-o", f"ConnectTimeout={_CONNECT_S}"]
