@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
-from itertools import repeat
+from itertools import starmap
+from socket import inet_ntoa
+from struct import iter_unpack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,11 +21,11 @@ from nattrace.match.keys import has_ports
 from nattrace.model import IcmpErrors
 from nattrace.nat.conversations import STATUS_NAMES, changed_fields, nat_kind
 from nattrace.report.escape import json_string
-from nattrace.report.json import encapsulation_json, icmp_errors_json
+from nattrace.report.json import NO_LATENCY, encapsulation_json, icmp_errors_json
 from nattrace.table import ICMP, ICMPV6, protocol_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from nattrace.nat.conversations import Conversations, Tuples
     from nattrace.nat.hops import HopCounts
@@ -35,9 +37,8 @@ _BLOCK = 1024
 #: Flows from which on two processes write them faster than one.
 _WORTH_A_FORK = 16_384
 
-_NOTHING_MISSING = ', "lost": 0, "unknowable": 0, "ambiguous": 0, "latency": {'
-_NOTHING_RESIZED = '}, "segments": null}'
-_UNMEASURED = '"measurable": false, "min_ns": null, "median_ns": null, "p99_ns": null, "max_ns": null'
+_NOTHING_MISSING = ', "lost": 0, "unknowable": 0, "ambiguous": 0, "latency": '
+_NOTHING_RESIZED = ', "segments": null}'
 
 
 def flow_texts(
@@ -181,41 +182,32 @@ def _hops(
 
 def _directions(counts: HopCounts, steps: Any, direction: int) -> list[str]:
     """Return the text of one direction's crossings, from the count of matched packets on."""
-    found: list[str] = []
-    columns = zip(
-        counts.matched[steps, direction].tolist(), counts.lost[steps, direction].tolist(),
-        counts.unknowable[steps, direction].tolist(), counts.ambiguous[steps, direction].tolist(),
-        counts.measurable[steps, direction].tolist(), *counts.latency[steps, direction].T.tolist(),
-        strict=True,
-    )  # fmt: skip
-    pieces = _segments(counts, steps, direction)
-    for (matched, lost, unknowable, ambiguous, measurable, low, median, p99, high), segments in zip(
-        columns, pieces, strict=False
-    ):
-        if lost or unknowable or ambiguous:
-            rest = f', "lost": {lost}, "unknowable": {unknowable}, "ambiguous": {ambiguous}, "latency": {{'
-        else:
-            rest = _NOTHING_MISSING
-        if measurable:
-            found.append(
-                f'{matched}{rest}"measurable": true, "min_ns": {low}, "median_ns": {median}, '
-                f'"p99_ns": {p99}, "max_ns": {high}{segments}'
-            )
-        else:
-            found.append(f"{matched}{rest}{_UNMEASURED}{segments}")
-    return found
-
-
-def _segments(counts: HopCounts, steps: Any, direction: int) -> Iterable[str]:
-    """Return the ends of one direction's crossings, from the end of the latency on."""
-    if counts.segments is None:
-        return repeat(_NOTHING_RESIZED)
-    return [
-        f'}}, "segments": {{"before": {before}, "after": {after}, "bytes": {size}, "missing_bytes": {missing}}}}}'
-        if before
-        else _NOTHING_RESIZED
-        for before, after, size, missing in counts.segments[steps, direction].tolist()
+    matched, latency = counts.matched[steps, direction].tolist(), counts.latency[steps, direction].T.tolist()
+    missing = [_NOTHING_MISSING] * steps.size
+    lost, unknowable, ambiguous = (
+        column[steps, direction] for column in (counts.lost, counts.unknowable, counts.ambiguous)
+    )
+    for row in np.flatnonzero(lost | unknowable | ambiguous).tolist():
+        missing[row] = (
+            f', "lost": {lost[row]}, "unknowable": {unknowable[row]}, "ambiguous": {ambiguous[row]}, "latency": '
+        )
+    pieces = [_NOTHING_RESIZED] * steps.size
+    if counts.segments is not None:
+        for row, (before, after, size, lacking) in enumerate(counts.segments[steps, direction].tolist()):
+            if before:
+                pieces[row] = (
+                    f', "segments": {{"before": {before}, "after": {after}, "bytes": {size}, "missing_bytes": {lacking}}}}}'
+                )
+    found = [
+        f'{count}{rest}{{"measurable": true, "min_ns": {low}, "median_ns": {median}, "p99_ns": {p99}, '
+        f'"max_ns": {high}}}{segments}'
+        for count, rest, low, median, p99, high, segments in zip(
+            matched, missing, *latency, pieces, strict=True
+        )
     ]
+    for row in np.flatnonzero(~counts.measurable[steps, direction]).tolist():
+        found[row] = f"{matched[row]}{missing[row]}{NO_LATENCY}{pieces[row]}"
+    return found
 
 
 @lru_cache(maxsize=32)
@@ -225,11 +217,7 @@ def _change(changed: int) -> str:
 
 def _tuples(tuples: Tuples, versions: Any, protocols: Any, text: Any) -> list[str]:
     """Return the text of TUPLEs: with ports, with an id, or with addresses only."""
-    both = np.concatenate([tuples.src, tuples.dst]).astype(np.uint64)
-    both |= np.concatenate([versions, versions]).astype(np.uint64) << np.uint64(32)
-    distinct, place = np.unique(both, return_inverse=True)
-    texts = [text(address >> 32, address & 0xFFFFFFFF) for address in distinct.tolist()]
-    named = [texts[n] for n in place.reshape(-1).tolist()]
+    named = _addresses(np.concatenate([versions, versions]), np.concatenate([tuples.src, tuples.dst]), text)
     sources, targets = named[: tuples.src.size], named[tuples.src.size :]
     sports, dports = tuples.sport.tolist(), tuples.dport.tolist()
     found = [
@@ -240,6 +228,14 @@ def _tuples(tuples: Tuples, versions: Any, protocols: Any, text: Any) -> list[st
     for row in np.flatnonzero(~has_ports(protocols)).tolist():
         with_id = f', "id": {sports[row]}' if numbers[row] in (ICMP, ICMPV6) else ""
         found[row] = f'{{"src": "{sources[row]}", "dst": "{targets[row]}"{with_id}}}'
+    return found
+
+
+def _addresses(versions: Any, handles: Any, text: Any) -> list[str]:
+    """Return the text of addresses; those of version 4 are their own handles."""
+    found = list(starmap(inet_ntoa, iter_unpack("4s", handles.astype(">u4").tobytes())))
+    for row in np.flatnonzero(versions == 6).tolist():
+        found[row] = text(6, int(handles[row]))
     return found
 
 

@@ -45,7 +45,7 @@ FLOWS_PER_WRITE = 1024
 #: Texts of point names, paths and rules that are kept; a report has a handful of each.
 CACHED_TEXTS = 4096
 
-_NO_LATENCY = '{"measurable": false, "min_ns": null, "median_ns": null, "p99_ns": null, "max_ns": null}'
+NO_LATENCY = '{"measurable": false, "min_ns": null, "median_ns": null, "p99_ns": null, "max_ns": null}'
 
 
 def report_dict(data: ReportView) -> dict[str, Any]:
@@ -278,7 +278,7 @@ def _crossing_json(crossing: Crossing) -> str:
     latency = crossing.latency
     minimum, median, p99, maximum = latency.min_ns, latency.median_ns, latency.p99_ns, latency.max_ns
     if minimum is None or median is None or p99 is None or maximum is None:
-        figures = json.dumps(_latency_dict(latency)) if _has_figures(latency) else _NO_LATENCY
+        figures = json.dumps(_latency_dict(latency)) if _has_figures(latency) else NO_LATENCY
     else:
         measurable = "true" if latency.measurable else "false"
         figures = f'{{"measurable": {measurable}, "min_ns": {minimum}, "median_ns": {median}, "p99_ns": {p99}, "max_ns": {maximum}}}'
