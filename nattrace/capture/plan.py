@@ -73,6 +73,9 @@ class Options:
     rotate_mb: int | None = None  #: tcpdump -C: a new file after so many million bytes
     rotate_s: int | None = None  #: tcpdump -G: a new file after so many seconds
     ring_files: int | None = None  #: tcpdump -W: files kept of each point
+    #: False is tcpdump -p. A bridge in promiscuous mode takes what only passes it, and routes it a second time: the
+    #: hairpin of a container that reaches a published port then shows three packets for two
+    promiscuous: bool = True
 
 
 def with_buffers(options: Options, points: int, memory_bytes: int | None) -> Options:
@@ -101,6 +104,7 @@ def tcpdump_arguments(point: PointPlan, options: Options, path: str) -> list[str
         str(options.buffer_kib or _LEAST_KIB),
     ]
     words += ["--time-stamp-precision=nano", "-n", "-i", point.interface]
+    words += [] if options.promiscuous else ["-p"]
     if options.rotate_mb is not None:
         words += ["-C", str(options.rotate_mb)]
     if options.rotate_s is not None:

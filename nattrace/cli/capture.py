@@ -74,6 +74,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KIB",
         help="each tcpdump's buffer (512 MiB for all points, 256 MiB for one, or less where memory is scarce)",
     )
+    parser.add_argument(
+        "-p",
+        "--no-promiscuous-mode",
+        dest="promiscuous",
+        action="store_false",
+        help="only what the interface itself takes; a bridge then shows nothing that merely passes it",
+    )
     parser.add_argument("--duration", type=_seconds, metavar="S", help="end after so many seconds (3600)")
     parser.add_argument(
         "--count", type=_number(1, 10**12), metavar="N", help="end when one point has N packets"
@@ -211,6 +218,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         rotate_mb=arguments.rotate_size,
         rotate_s=arguments.rotate_time,
         ring_files=arguments.files,
+        promiscuous=arguments.promiscuous,
     )
 
 

@@ -48,12 +48,16 @@ def reached(engine: Engine, folder: Path, client: str, *points: str) -> Any:
     # identification may be one or two
     doubtful = [row.packet for row in left if row.reason == "ambiguous"]
     assert all((packet.length, packet.ip_id) == (0, 0) for packet in doubtful)
-    if "docker0" not in points:
+    if "docker0" not in points or "-p" in points:
         assert doubtful == []
+    if "-p" in points:
+        assert left == []
     return report
 
 
-@pytest.mark.parametrize("bridge", [(), ("-i", "docker0")], ids=["cables", "bridge"])
+@pytest.mark.parametrize(
+    "bridge", [(), ("-i", "docker0"), ("-p", "-i", "docker0")], ids=["cables", "bridge", "unpromiscuous"]
+)
 def test_another_container_reaches_a_published_port(
     unproxied: Engine, tmp_path: Path, bridge: tuple[str, ...]
 ) -> None:
@@ -67,7 +71,10 @@ def test_another_container_reaches_a_published_port(
         assert flow["path"][0] == "job:eth0"
         assert flow["path"][-1] == "web:eth0"
         assert [t["nat"] for t in flow["translations"]] == ["dnat"]
-        assert sum(c["lost"] + c["unknowable"] for c in flow["crossings"]) == 0
+        assert sum(c["lost"] for c in flow["crossings"]) == 0
+        # once the bridge knows where to, most packets pass it without docker0
+        unseen = [c for c in flow["crossings"] if c["unknowable"]]
+        assert all("-p" in bridge and "docker0" in {c["from"], c["to"]} for c in unseen)
         assert bridge or sum(c["ambiguous"] for c in flow["crossings"]) == 0
 
 

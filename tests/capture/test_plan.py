@@ -49,6 +49,11 @@ def test_a_buffer_that_was_asked_for_is_taken() -> None:
     assert with_buffers(Options(buffer_kib=7), 100, 1).buffer_kib == 7
 
 
+def test_promiscuous_mode_can_be_left_out() -> None:
+    words = tcpdump_arguments(POINT, Options(promiscuous=False), "docker0.pcap")
+    assert words[words.index("-n") + 1 :] == ["-i", "docker0", "-p", "-w", "docker0.pcap"]
+
+
 def test_rotation_by_size_keeps_a_ring_and_by_time_gives_names_of_their_own() -> None:
     words = tcpdump_arguments(POINT, Options(rotate_mb=5, ring_files=3), "docker0.pcap")
     assert words[-6:] == ["-C", "5", "-W", "3", "-w", "docker0.pcap"]
