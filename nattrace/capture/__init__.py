@@ -40,6 +40,9 @@ Via = Literal["docker", "host"]
 #: Bytes that a manifest may need: one of 20 points has 20,000.
 _MANIFEST_ROOM: Final = 1 << 18
 
+#: What a dry run says of an engine whose networks are not this machine's.
+_ELSEWHERE: Final = "For the engine's machine, and for a rootless engine inside its namespace: interfaces, context and folder are there."
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -146,6 +149,7 @@ def dry_run(request: Request, path: str) -> str:
             EVENTS,
             request.workload,
             request.options.duration_s,
+            remark="" if local else _ELSEWHERE,
         )
 
 

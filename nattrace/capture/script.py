@@ -29,19 +29,22 @@ def script(
     events: Sequence[str],
     workload: Sequence[str],
     duration_s: float,
+    *,
+    remark: str = "",
 ) -> str:
     """Return the script: every tcpdump, the context before, during and after, and the bundle of all of it.
 
     `checks` must succeed or nothing is begun; `holders` run all the while; `captures` are file stems and commands;
     `context` file names and the commands whose output they hold, and with it `events` prints what happens meanwhile.
-    Files land in ``FOLDER.parts``.
+    Files land in ``FOLDER.parts``. `remark` is a line for whoever runs it.
     """
     parts = f"{folder}.parts"
     at = shlex.quote
     phases = ("before", "during", "after") if context else ()
     made = " ".join(at(f"{parts}/{phase}") for phase in phases) or at(parts)
     logs = [f"{parts}/{stem}.log" for stem, _ in captures]
-    lines = ["set -u", *(f"{shlex.join(check)} > /dev/null || exit" for check in checks), f"mkdir -p {made}"]
+    lines = [f"# {remark}"] * bool(remark)
+    lines += ["set -u", *(f"{shlex.join(check)} > /dev/null || exit" for check in checks), f"mkdir -p {made}"]
     lines += [_LISTENING, "pids="]
     lines += [f'{shlex.join(command)} 2> /dev/null & pids="$pids $!"' for command in holders]
     lines += ["sleep 2"] * bool(holders)

@@ -73,6 +73,10 @@ def test_which_interfaces_it_has_is_asked_there(engine: Engine, tmp_path: Path) 
     assert (
         "the engine's interfaces are not known: its machine is not asked in a dry run; give -i" in done.stderr
     )
+    done = engine.nattrace("capture", "-w", f"{tmp_path}/b", "--dry-run", "-i", "eth0", url=ELSEWHERE)
+    assert done.stdout.startswith("# For the engine's machine, ")
+    local = engine.nattrace("capture", "-w", f"{tmp_path}/b", "--dry-run", "-i", "eth0").stdout
+    assert done.stdout.partition("\n")[2] == local
 
 
 def test_the_context_is_the_one_taken_there(engine: Engine, tmp_path: Path) -> None:
