@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from nattrace.icmp import FRAGMENTATION_NEEDED, PACKET_TOO_BIG
 from nattrace.ingest.decode import decode_ip
 from nattrace.ingest.gather import gather
 from nattrace.ingest.ip import read_ip
@@ -23,6 +24,8 @@ from nattrace.ingest.tunnels import carried_packets
 from nattrace.table import FRAGMENT_OFFSET, ICMP, ICMPV6, PacketTable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from nattrace.ingest.source import ReadOptions, Records
@@ -35,8 +38,10 @@ ICMP_ERROR_HEADER: Final = 8
 _ERRORS_V4: Final = np.isin(np.arange(256), (3, 4, 5, 11, 12))
 _ERRORS_V6: Final = np.arange(256) < 128
 
-#: IP bytes before a quote at least: an IPv4 header and the error's own.
-_BEFORE_QUOTE: Final = 20 + ICMP_ERROR_HEADER
+#: IPv4 and TCP header without options: what the printed fields of a quoted packet can stand for.
+PRINTED_BYTES: Final = 40
+#: IP bytes before a quote at least, by IP version: an IP header and the error's own.
+_BEFORE_QUOTE: Final = {4: 20 + ICMP_ERROR_HEADER, 6: 40 + ICMP_ERROR_HEADER}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,20 @@ class Quotes:
     def __len__(self) -> int:
         """Quotes."""
         return int(self.row.size)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Quotes]) -> Quotes:
+        """Return the quotes of all parts, at least one."""
+        return cls(
+            PacketTable.concatenate([part.packets for part in parts]),
+            np.concatenate([part.row for part in parts]),
+            np.concatenate([part.rest for part in parts]),
+            np.concatenate([part.l4_length for part in parts]),
+        )
+
+    def first(self, at_most: int) -> Quotes:
+        """Return the first `at_most` quotes in the order of the file."""
+        return self.take(np.argsort(self.row, kind="stable")[: max(at_most, 0)])
 
     def take(self, rows: NDArray[np.int64]) -> Quotes:
         """Return the given rows."""
@@ -107,21 +126,45 @@ def read_quotes(records: Records, table: PacketTable, options: ReadOptions, dept
     before = outer.l4_offset + ICMP_ERROR_HEADER
     assert not isinstance(outer.record, slice)  # `take` has made indices of it
     within = Frames(outer.record, outer.at + before, outer.available - before, outer.ip_length - before)
-    # What is comparable of an error's bytes is counted from its own IP header.
-    comparable = max(options.comparable_bytes - _BEFORE_QUOTE, 0)
-    packets, quoted = decode_ip(some, within, replace(options, comparable_bytes=comparable))
-    record = quoted.record
-    assert not isinstance(record, slice)
+    tables: list[PacketTable] = []
+    records_of: list[NDArray[np.int64]] = []
+    offsets: list[NDArray[np.int64]] = []
+    for version, bytes_before in _BEFORE_QUOTE.items():
+        own = outer.version == version
+        if own.any():
+            # what is comparable of an error's bytes is counted from its own IP header
+            comparable = max(options.comparable_bytes - bytes_before, 0)
+            if not options.comparable_content:
+                comparable = max(comparable, PRINTED_BYTES)
+            part, quoted = decode_ip(some, within.take(own), replace(options, comparable_bytes=comparable))
+            assert not isinstance(quoted.record, slice)
+            tables.append(part)
+            records_of.append(quoted.record)
+            offsets.append(quoted.l4_offset)
+    packets, record, l4_offset = (
+        PacketTable.concatenate(tables),
+        np.concatenate(records_of),
+        np.concatenate(offsets),
+    )
     home = np.searchsorted(outer.record, record)
     legible = np.flatnonzero(packets.version == outer.version[home])
     if not legible.size:
         return None
     home = home[legible]
     rest = gather(some.buffer, outer.at[home] + outer.l4_offset[home] + 4, 4).view(">u4").astype(np.uint32)
-    length = outer.ip_length[home] - before[home] - quoted.l4_offset[legible]
+    row = errors[np.searchsorted(frames, packets.frame[legible])]
+    length = outer.ip_length[home] - before[home] - l4_offset[legible]
     return Quotes(
         packets=packets.take(legible),
-        row=errors[np.searchsorted(frames, packets.frame[legible])],
-        rest=rest,
+        row=row,
+        rest=rest if options.comparable_content else _printed_rest(table, row, rest),
         l4_length=np.clip(length, 0, 65535).astype(np.uint16),
     )
+
+
+def _printed_rest(table: PacketTable, row: NDArray[np.int64], rest: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Return of `rest` what tcpdump prints as well: the MTU (RFC 1191, RFC 4443)."""
+    kind, code, six = table.icmp_type[row], table.icmp_code[row], table.version[row] == 6
+    needed = ~six & (kind == FRAGMENTATION_NEEDED[0]) & (code == FRAGMENTATION_NEEDED[1])
+    too_big = six & (kind == PACKET_TOO_BIG[0])
+    return np.where(too_big, rest, np.where(needed, rest & np.uint32(0xFFFF), np.uint32(0)))

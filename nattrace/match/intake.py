@@ -135,10 +135,13 @@ class Intake:
                         self._number(reading, local, Layer(depth), matcher)
         for number, (reading, local, layer) in enumerate(self._layers):
             if not layer.turn:
-                errors = outcomes[id(reading)].errors[local][layer.depth]
+                outcome = outcomes[id(reading)]
+                errors, unread = outcome.errors[local][layer.depth], outcome.unread[local][layer.depth]
                 if self._corrected is not None:
-                    self._corrected.apply_to_errors(reading.capture, number, errors)
+                    for packets in (errors.packets, unread.packets):
+                        self._corrected.apply_to_errors(reading.capture, number, packets)
                 matcher.points[number].errors = errors
+                matcher.points[number].unread = unread
         matcher.finish()
         return [
             LayerInfo(

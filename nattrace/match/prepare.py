@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from nattrace.match.errors.icmp_errors import ERRORS_LIMIT, Errors, duplicates
+from nattrace.match.errors.unread import Unread
 from nattrace.match.fragments import FirstFragments
 from nattrace.match.keys import icmp_error_rows, icmp_query_rows
 from nattrace.match.rows import Rows
@@ -69,6 +70,7 @@ class Outcome:
     points: list[PointInfo]
     set_aside: list[Counter[str]]  #: decoded packets that matching cannot use, by reason
     errors: list[list[Errors]]  #: ICMP errors, which are matched when all else is; for each point by depth
+    unread: list[list[Unread]]  #: those without a legible quote, likewise
 
 
 #: A carrier is named by its turn and its running number in that layer.
@@ -88,6 +90,8 @@ class _PointReading:
     set_aside: Counter[str] = field(default_factory=Counter)
     errors: list[Errors] = field(default_factory=list)
     error_count: int = 0
+    unread: list[Unread] = field(default_factory=list)
+    unread_count: int = 0
     placed: int = 0  #: of `errors`, those whose carriers are known
     tables: list[PacketTable] = field(default_factory=list)
     sightings: Sightings = field(default_factory=Sightings)
@@ -149,7 +153,16 @@ class Preparation:
                     errors[point][depth] = own.take(np.flatnonzero(~again))
                     # in a tunnel it is the carrier that is told
                     aside[point]["duplicate"] += int(again.sum()) * (depth == 0)
-        return Outcome(self._capture.points, aside, errors + [[Errors.empty()] for _ in range(missing)])
+        unread = [
+            [Unread.concatenate(each.unread) for each in (reading, *reading.inner)]
+            for reading in self._points
+        ]
+        return Outcome(
+            self._capture.points,
+            aside,
+            errors + [[Errors.empty()] for _ in range(missing)],
+            unread + [[Unread.none()] for _ in range(missing)],
+        )
 
     def _flush(self) -> Iterator[Prepared]:
         parts = [
@@ -226,13 +239,17 @@ def _usable(table: PacketTable, quotes: Quotes | None, reading: _PointReading) -
     if icmp.any():
         error = icmp & icmp_error_rows(table) & ~orphan
         other = icmp & ~icmp_query_rows(table) & ~error & ~orphan
-        kept = 0
+        unread = error.copy()
         if quotes is not None:
-            errors = Errors.of_batch(table, quotes, ERRORS_LIMIT - reading.error_count)
-            kept = len(errors)
-            reading.errors.append(errors)
-            reading.error_count += kept
-        for reason, count in (("icmp-error", int(error.sum()) - kept), ("icmp-other", int(other.sum()))):
+            quotes = quotes.first(ERRORS_LIMIT - reading.error_count)
+            reading.errors.append(Errors.of_batch(table, quotes))
+            reading.error_count += len(quotes)
+            unread[quotes.row] = False
+        if unread.any():
+            kept = Unread.first_of(table.take(np.flatnonzero(unread)), ERRORS_LIMIT - reading.unread_count)
+            reading.unread.append(kept)
+            reading.unread_count += len(kept)
+        for reason, count in (("icmp-error", int(unread.sum())), ("icmp-other", int(other.sum()))):
             if count:
                 reading.set_aside[reason] += count
         aside = orphan | error | other

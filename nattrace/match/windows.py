@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nattrace.match.errors.icmp_errors import Errors
+from nattrace.match.errors.unread import Unread
 from nattrace.match.flows import Flows, merge_flows
 from nattrace.match.pair import WAITING_LIMIT, PairState
 from nattrace.match.rows import Window
@@ -53,6 +54,7 @@ class PointState:
     decoded: int = 0
     tried: int = 0  #: rows at the start of the window that were there when it was last matched
     errors: Errors = field(default_factory=Errors.empty)  #: kept apart: they are matched by `match_errors`
+    unread: Unread = field(default_factory=Unread.none)  #: errors that cannot be matched
     _found: dict[int, NDArray[np.bool_]] = field(default_factory=dict)
     _merged: tuple[int, tuple[Flows, NDArray[np.int64]]] | None = None
 

@@ -82,6 +82,8 @@ class Worker:
                 for errors in chain.from_iterable(self._outcome.errors):
                     for table in (errors.packets, errors.quoted):
                         _translate(table, ("src", "dst"), handles)
+                for unread in chain.from_iterable(self._outcome.unread):
+                    _translate(unread.packets, ("src", "dst"), handles)
                 for info in self._outcome.points:
                     info.openings.translate(handles)
                 return

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from nattrace.ingest.source import PointInfo
     from nattrace.match.errors.icmp_errors import Errors
+    from nattrace.match.errors.unread import Unread
     from nattrace.match.flows import Flows
     from nattrace.match.intake import LayerInfo
     from nattrace.match.pair import PairState
@@ -79,9 +80,10 @@ def assemble(
     }
     own_errors: list[Errors] = []
     answers = None
-    if any(len(at.errors) for at in matcher.points):
+    if any(len(at.errors) or len(at.unread) for at in matcher.points):
+        unread = _unread(matcher, layers)
         own_errors = by_layer([at.errors for at in matcher.points], flows, pairs, layers)
-        answers = IcmpAnswers.of(own_errors, flows)
+        answers = IcmpAnswers.of(own_errors, unread, flows)
     homes = [each.home for each in layers]
     conversations = build(len(layers), flows, pairs, coverage, book, found_at, homes, answers)
     conversations.encapsulations = name_encapsulations(conversations, flows)
@@ -110,6 +112,7 @@ def assemble(
     if answers is not None:
         errors = resolve_errors(
             own_errors,
+            answers.unread,
             flows,
             pairs,
             {
@@ -141,6 +144,16 @@ def assemble(
         hop_of_edges = {key: hop_of_edge for key, (_, hop_of_edge) in edges.items()}
         shifts = sequence_shifts(matcher.pairs, merged_flow, hop_of_edges, conversations)
     return Assembly(conversations, edges, reasons, flow_rows, merged_flow, matched, unmatched, errors, shifts)
+
+
+def _unread(matcher: Matcher, layers: Sequence[LayerInfo]) -> list[Unread]:
+    """Return by layer the errors without a legible quote that could be about its packets: those of its depth."""
+    first = {
+        (each.home, each.layer.depth): matcher.points[number].unread
+        for number, each in enumerate(layers)
+        if not each.layer.turn
+    }
+    return [first[each.home, each.layer.depth] for each in layers]
 
 
 def _count_carried(reasons: dict[int, NDArray[np.uint8]], layers: Sequence[LayerInfo]) -> None:

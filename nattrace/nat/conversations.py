@@ -113,7 +113,8 @@ def build(
     hops, blocks, division = divide(hops, follow(hops, flows), evidence, ends(hops, flows))
     before, after, (version, version_after), (protocol, protocol_after) = _tuples(hops, flows)
     onward = Onward(directed, found_at)
-    counts = count_hops(hops, pairs, coverage, onward, division, version != version_after, answers)
+    other_version = version != version_after
+    counts = count_hops(hops, pairs, coverage, onward, division, other_version, answers)
     changed = _changed(before, after, protocol, version != version_after)
 
     block_rows = [len(block) for block in blocks]
@@ -137,7 +138,7 @@ def build(
     status = np.full(rows, UNTRANSLATED, np.int8)
     status[any_change] = TRANSLATED
     status[head.size :] = _lonely_status(
-        lonely, lonely_point, lonely_flow, hops, before, protocol, counts, coverage, answers
+        lonely, lonely_point, lonely_flow, hops, before, protocol, counts, coverage, answers, other_version
     )
 
     joined = Conversations(
@@ -335,11 +336,13 @@ def _lonely_status(
     counts: HopCounts,
     coverage: Coverage,
     answers: IcmpAnswers | None,
+    other_version: NDArray[np.bool_],
 ) -> NDArray[np.int8]:
     """Tell lost flows and ambiguous ones from those that simply never pass the other points.
 
     Lost is said only of a flow that nobody answered, not even with an ICMP error, and whose like is known to pass: the same protocol, from the same
-    source or to the same destination, crossed from here to a point that was capturing all the while.
+    source or to the same destination, crossed from here to a point that was capturing all the while. A hop to the
+    `other_version` of IP proves nothing where packets were cut off, see `count_hops`.
     """
     status = np.full(which_point.size, ONE_SIDED, np.int8)
     for point in np.unique(which_point):
@@ -349,6 +352,8 @@ def _lonely_status(
             status[here[np.isin(which_flow[here], tied)]] = AMBIGUOUS_FLOW
         for other in np.unique(hops.to_point[hops.from_point == point]):
             passing = (hops.from_point == point) & (hops.to_point == other)
+            if coverage.cut_off:
+                passing &= ~other_version
             alike = np.zeros(here.size, np.bool_)
             for end in ("src", "dst"):
                 key = getattr(before, end)[passing].astype(np.uint64) << np.uint64(8) | hop_protocol[passing]
@@ -362,7 +367,10 @@ def _lonely_status(
             )
             lost = alike & watched & (lonely.reply[here] == 0) & (status[here] == ONE_SIDED)
             if answers is not None:
-                lost &= ~answers.flows(int(point), which_flow[here])
+                lost &= ~answers.spoken_of(int(point), which_flow[here])
+                lost &= ~answers.unread[int(point)].may_answer(
+                    lonely.version[here], lonely.tuples.src[here], lonely.first_ns[here], lonely.last_ns[here]
+                )
             status[here[lost]] = LOST_FLOW
     return status
 

@@ -206,7 +206,9 @@ def count_hops(
                 place = places[side]
                 if division is not None:
                     place.hop = division.piece(place.hop, place.reply, own.time_ns, place.at_to)
-                told = answers.answered(point, own) if answers is not None else None
+                told = None
+                if answers is not None:
+                    told = answers.answered(point, own), answers.maybe_answered(point, own)
                 _missing(counts, pair, own, place, changed_size, point, far, coverage, onward, unparted, told)
     if division is not None:
         counts.matched[division.of_pieces] = division.matched[division.of_pieces]
@@ -378,14 +380,17 @@ def _missing(
     coverage: Coverage,
     onward: Onward,
     unparted: NDArray[np.bool_],
-    answered: NDArray[np.bool_] | None,
+    told: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None,
 ) -> None:
-    """Say why the unmatched packets of one side have no match, and count them where they belong."""
+    """Say why the unmatched packets of one side have no match, and count them where they belong.
+
+    `told` are those that an ICMP error answered, and those that one may have answered.
+    """
     tied = (record.reason == TIED) | place.unsure
     reason = np.where(tied, AMBIGUOUS, ONE_SIDED).astype(np.uint8)
     reason[record.reason == ANSWERED] = PROXIED
-    if answered is not None:
-        reason[answered & ~tied] = ICMP_ANSWERED
+    if told is not None:
+        reason[told[0] & ~tied] = ICMP_ANSWERED
     rows = np.flatnonzero(place.hop >= 0)
     if rows.size:
         time = record.time_ns[rows]
@@ -394,8 +399,9 @@ def _missing(
         sending = place.sending[rows]
         covered &= ~onward.seen(point, other, record.number[rows], record.flow[rows], place.reply[rows])
         verdict = np.where(covered, LOST, UNKNOWABLE)
-        if answered is not None:
-            verdict[answered[rows]] = ICMP_ANSWERED
+        if told is not None:
+            verdict[told[1][rows]] = UNKNOWABLE
+            verdict[told[0][rows]] = ICMP_ANSWERED
         verdict = np.where(sending, verdict, NOT_SEEN_UPSTREAM)
         verdict = np.where(changed_size[rows], RESIZED, verdict)
         verdict = np.where(record.reason[rows] == ANSWERED, PROXIED, verdict)

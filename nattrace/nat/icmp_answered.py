@@ -1,17 +1,20 @@
 """Packets that an ICMP error answered: probes that expired, what was refused. They are not lost.
 
 A packet that was seen at one point and not at the next, but of which an error at the same point says what became of
-it, was turned back in between, or passed the next point unseen. Nothing here pairs errors.
+it, was turned back in between, or passed the next point unseen. Where the capture does not hold what an error quotes,
+nobody knows what became of any packet whose sender it went to. Nothing here pairs errors.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nattrace.match.errors.icmp_errors import SEQ_END
 from nattrace.match.errors.quoted import flows_of_quotes
+from nattrace.match.errors.unread import ANSWER_NS
 from nattrace.match.keys import M1, mix
 from nattrace.match.pairing import group_ids
 from nattrace.nat.hops import ICMP_ANSWERED
@@ -22,37 +25,39 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nattrace.match.errors.icmp_errors import Errors
+    from nattrace.match.errors.unread import Unread
     from nattrace.match.flows import Flows
     from nattrace.match.outcome import Unmatched
-
-#: Errors come at once, or when a neighbour has not answered ARP for three seconds (kernel: mcast_solicit).
-_ANSWER_NS: Final = 5_000_000_000
 
 
 @dataclass(slots=True)
 class IcmpAnswers:
     """What the errors of each layer quote. Lists are by layer, their arrays by row of the layer's errors."""
 
+    flows: Sequence[Flows]  #: merged flows
+    unread: Sequence[Unread]  #: errors that could quote any of them
     flow: list[NDArray[np.int64]]
     backward: list[NDArray[np.bool_]]
     key: list[NDArray[np.uint64]]
+    whole: list[NDArray[np.bool_]]  #: False: what has a sequence number is cut off before it
     time_ns: list[NDArray[np.int64]]
     #: by layer: (packet numbers, errors that answer them), as far as they were asked for
     found: dict[int, list[tuple[NDArray[np.int64], NDArray[np.int64]]]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, errors: Sequence[Errors], flows: Sequence[Flows]) -> IcmpAnswers:
-        """Look up the flows that errors quote; both lists are by layer."""
-        answers = cls([], [], [], [])
+    def of(cls, errors: Sequence[Errors], unread: Sequence[Unread], flows: Sequence[Flows]) -> IcmpAnswers:
+        """Look up the flows that errors quote; all lists are by layer."""
+        answers = cls(flows, unread, [], [], [], [], [])
         for own, at in zip(errors, flows, strict=True):
             flow, backward = flows_of_quotes(own, at)
             answers.flow.append(flow)
             answers.backward.append(backward)
-            answers.key.append(_key(flow, backward, own.quoted.ip_id, own.quoted.seq))
+            answers.key.append(_key(flow, backward, own.quoted.ip_id, own.quoted_seq()))
+            answers.whole.append(own.quoted.l4_visible >= SEQ_END)
             answers.time_ns.append(own.packets.time_ns)
         return answers
 
-    def flows(self, layer: int, flow: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def spoken_of(self, layer: int, flow: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Say which merged flows of a layer some error there speaks of."""
         spoken_of: NDArray[np.bool_] = np.isin(flow, self.flow[layer])
         return spoken_of
@@ -61,10 +66,29 @@ class IcmpAnswers:
         """Say which unmatched packets of a layer were answered: each error answers the last one that it can quote."""
         result = np.zeros(record.flow.size, np.bool_)
         about = np.flatnonzero(self.flow[layer] >= 0)
-        rows = np.flatnonzero(self.flows(layer, record.flow)) if about.size else about
+        rows = np.flatnonzero(self.spoken_of(layer, record.flow)) if about.size else about
         if not rows.size:
             return result
-        key = _key(record.flow[rows], record.backward[rows], record.ip_id[rows], record.seq[rows])
+        for whole in (True, False):
+            quoting = about[self.whole[layer][about] == whole]
+            if quoting.size:
+                packet, error = self._last_quoted(layer, record, rows, quoting, whole=whole)
+                result[packet] = True
+                self.found.setdefault(layer, []).append((record.number[packet], error))
+        return result
+
+    def _last_quoted(
+        self,
+        layer: int,
+        record: Unmatched,
+        rows: NDArray[np.int64],
+        about: NDArray[np.int64],
+        *,
+        whole: bool,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the packets, of `rows`, that the errors `about` answer, and these errors."""
+        seq = record.seq[rows] if whole else np.zeros(rows.size, np.uint32)
+        key = _key(record.flow[rows], record.backward[rows], record.ip_id[rows], seq)
         group = np.concatenate(group_ids(key, self.key[layer][about]))
         time = np.concatenate([record.time_ns[rows], self.time_ns[layer][about]])
         order = np.lexsort((np.arange(time.size), time, group))
@@ -73,11 +97,15 @@ class IcmpAnswers:
         error = place[order >= rows.size]
         packet = last[error]
         error, packet = order[error[packet >= 0]], order[packet[packet >= 0]]
-        good = (group[packet] == group[error]) & (time[error] - time[packet] <= _ANSWER_NS)
-        error, packet = error[good], packet[good]
-        result[rows[packet]] = True
-        self.found.setdefault(layer, []).append((record.number[rows[packet]], about[error - rows.size]))
-        return result
+        good = (group[packet] == group[error]) & (time[error] - time[packet] <= ANSWER_NS)
+        return rows[packet[good]], about[error[good] - rows.size]
+
+    def maybe_answered(self, layer: int, record: Unmatched) -> NDArray[np.bool_]:
+        """Say about which unmatched packets of a layer an error may be whose quote the capture does not hold."""
+        at = self.flows[layer]
+        low, high = at.low_address[record.flow], at.high_address[record.flow]
+        src = np.where(record.backward, high, low)
+        return self.unread[layer].may_answer(at.version[record.flow], src, record.time_ns, record.time_ns)
 
     def last_word(self, reasons: Mapping[int, NDArray[np.uint8]]) -> dict[int, NDArray[np.int64]]:
         """Return by layer the errors that answered packets of which nothing else is known.

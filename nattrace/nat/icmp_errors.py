@@ -8,7 +8,7 @@ neither as packets of their flow nor as crossings, as in conntrack.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from nattrace.match.edges import Edges
     from nattrace.match.errors.icmp_errors import ErrorPairs
+    from nattrace.match.errors.unread import Unread
     from nattrace.match.flows import Flows
     from nattrace.match.intake import LayerInfo
     from nattrace.match.usual import Usual
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 #: Reason of an error of which no more is known: its flow is unknown, or nothing proves that it should be elsewhere.
 ICMP_ERROR = 7
 ERROR_REASONS = REASON_NAMES | {ICMP_ERROR: "icmp-error"}
+#: How much later than other packets an error may be seen that is not told from its like; nobody queues them longer.
+_UNREAD_REACH_NS: Final = 1_000_000_000
 
 
 @dataclass(slots=True)
@@ -147,6 +150,7 @@ def by_layer(
 
 def resolve_errors(
     errors: Sequence[Errors],
+    unread: Sequence[Unread],
     flows: Sequence[Flows],
     pairs: Mapping[tuple[int, int], PairEvidence],
     usual: Mapping[tuple[int, int], tuple[Usual, bool]],
@@ -159,6 +163,7 @@ def resolve_errors(
 ) -> ErrorOutcome:
     """Match the errors of all points, find their conversations, and leave the counts in `conversations`.
 
+    `unread` are errors that cannot be matched: what is missing at their point may be among them.
     `usual` says by pair of points how long packets take, and whether a box writes IP identifications of its own;
     `hop_of_edge` gives the hop of every merged edge of a pair of points, -1 for none; `conversation_of` the
     (first) conversation of every merged flow of a point.
@@ -217,6 +222,8 @@ def resolve_errors(
             alone[rows] = False
             alone[tied] = False
             rest = np.flatnonzero(alone & (quoted[point][0] >= 0))
+            times = errors[point].packets.time_ns[rest]
+            rest = rest[~unread[other].near(times, pair.margin_ns + _UNREAD_REACH_NS)]
             if across.any():
                 # not every error has a like in the other IP version, and longer headers leave less of it
                 whole = not coverage.cut_off

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from nattrace.ingest.source import PointInfo
     from nattrace.match.clock.compare import Correction
-    from nattrace.match.errors.icmp_errors import Errors
     from nattrace.match.flows import Flows
     from nattrace.match.prepare import Prepared
     from nattrace.match.rows import Rows
+    from nattrace.table import PacketTable
 
 #: A packet without a time (pcapng's simple packet block) has this one, which is nobody's reading.
 NO_TIME_NS = 0
@@ -53,12 +53,11 @@ class Corrected:
             first, last = self._spans.get(point, (2**62, -(2**62)))
             self._spans[point] = min(first, int(timed.min())), max(last, int(timed.max()))
 
-    def apply_to_errors(self, capture: int, point: int, errors: Errors) -> None:
+    def apply_to_errors(self, capture: int, point: int, table: PacketTable) -> None:
         """Put the reference clock's time into the ICMP errors of a capture's point."""
         correction = self.corrections[capture]
         if correction is None:
             return
-        table = errors.packets
         self._frames.setdefault(point, []).append(table.frame)
         self._times.setdefault(point, []).append(table.time_ns)
         time_ns = correction.reference_time(table.frame, table.time_ns)

@@ -31,6 +31,8 @@ ERRORS_LIMIT = 262_144
 NO_FAULT, UNTRANSLATED, OUTER_UNTRANSLATED, QUOTE_UNTRANSLATED, BROKEN = range(5)
 
 
+#: Where sequence numbers end in the headers of TCP (RFC 9293) and of ICMP queries (RFC 792).
+SEQ_END: Final = 8
 #: An unchanged error seen again within this time is the same one, see `sightings`.
 _UNCHANGED_NS: Final = 10_000_000
 
@@ -70,10 +72,15 @@ class Errors:
         )
 
     @classmethod
-    def of_batch(cls, table: PacketTable, quotes: Quotes, at_most: int) -> Errors:
-        """Return the first `at_most` errors of a batch, in the order of the file."""
-        kept = quotes.take(np.argsort(quotes.row, kind="stable")[: max(at_most, 0)])
-        return cls(table.take(kept.row), kept.packets, kept.rest, kept.l4_length, np.full(len(kept), -1))
+    def of_batch(cls, table: PacketTable, quotes: Quotes) -> Errors:
+        """Return the errors of a batch with what they quote, row by row."""
+        none = np.full(len(quotes), -1)
+        return cls(table.take(quotes.row), quotes.packets, quotes.rest, quotes.l4_length, none)
+
+    def quoted_seq(self) -> NDArray[np.uint32]:
+        """Return the quoted sequence numbers, 0 where some capture is cut off before them."""
+        whole = self.quoted.l4_visible >= SEQ_END
+        return np.where(whole, self.quoted.seq, 0).astype(np.uint32)
 
     def without_ids(self) -> Errors:
         """Return the same without IP identifications, for where a box writes its own (see `renumbered`)."""
@@ -172,7 +179,7 @@ def error_key(errors: Errors, level: int) -> NDArray[np.uint64]:
     word |= errors.rest
     word *= M1
     word ^= packets.version
-    word ^= (quoted.ip_id.astype(np.uint64) << np.uint64(32)) | quoted.seq
+    word ^= (quoted.ip_id.astype(np.uint64) << np.uint64(32)) | errors.quoted_seq()
     key = mix(word)
     if level >= LOOSE:
         return key

@@ -90,7 +90,7 @@ def pair_untranslated(
         possible &= np.abs(other_time - time) <= _REACH_NS
         if end is None:  # nothing of the tuple is the same: the packets themselves have to say more
             quoted = errors.quoted
-            possible &= (quoted.ip_id[other] != 0) | (quoted.seq[other] != 0)
+            possible &= (quoted.ip_id[other] != 0) | (errors.quoted_seq()[other] != 0)
         place, mine, other, fault = place[possible], mine[possible], other[possible], fault[possible]
         flags = np.full(place.size, evidence.QUOTE, np.uint16)
         flags |= (errors.packets.ip_id[other] != 0) * np.uint16(evidence.IP_ID)

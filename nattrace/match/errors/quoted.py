@@ -218,7 +218,8 @@ def _judged(
     differing = known & ~same_sum & ~short
     # what differs in its checksum is another packet, unless something else says that it is this one
     vouched = both_ids & (id_a == id_b)
-    vouched |= (quote_a.ip_id[row_a] != 0) | ((quote_a.protocol[row_a] == TCP) & (quote_a.seq[row_a] != 0))
+    seq = a.errors.quoted_seq()[row_a]
+    vouched |= (quote_a.ip_id[row_a] != 0) | ((quote_a.protocol[row_a] == TCP) & (seq != 0))
     other_content = quote_a.content_length[row_a] == quote_b.content_length[row_b]
     other_content &= quote_a.content_hash[row_a] != quote_b.content_hash[row_b]
     refused = (both_ids & (id_a != id_b)) | (differing & ~vouched) | (other_content & ~vouched)
