@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import PurePath
 from typing import TYPE_CHECKING
@@ -22,14 +23,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nattrace.errors import InputError
+from nattrace.ingest.quotes import PRINTED_BYTES
 from nattrace.ingest.source import Batch, PointInfo
 from nattrace.ingest.text_dump import Dump, decode_dumps
 from nattrace.ingest.text_lines import read_addresses, read_ip, read_packet
 from nattrace.ingest.text_packet import Printed
+from nattrace.ingest.text_quotes import legible, take_quoted_line, with_printed
+from nattrace.ingest.text_rows import ROW_WIDTH, row_of, table_of
 from nattrace.ingest.text_sequence import SequenceNumbers
 from nattrace.ingest.text_stream import read_lines
 from nattrace.ingest.text_times import STAMP, Mode, PrintedClock, mode_of
-from nattrace.table import COLUMNS, TCP, PacketTable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,14 +67,6 @@ _COUNTS = re.compile(r"\d{1,15} packets? (?:captured|received by filter|dropped 
 
 #: How a tunnel's own line ends (VXLAN, OTV): with -t the next line is the packet inside, not one of its own.
 _TUNNEL_END = re.compile(r"(?:vni (?:0x[0-9a-f]{1,6}|\d{1,8})|instance \d{1,8})\Z", re.ASCII)
-
-#: The columns that text fills, in the order in which `_row` gives them; all others are 0.
-_TEXT_COLUMNS = (
-    "frame", "time_ns", "wire_length", "version", "src", "dst", "protocol", "ttl", "ip_id", "fragment",
-    "ip_length", "sport", "dport", "icmp_type", "icmp_code", "seq", "ack", "tcp_flags", "window", "checksum",
-    "residual", "residual_known", "payload_length", "l4_visible",
-)  # fmt: skip
-_WIDTH = len(_TEXT_COLUMNS)
 
 
 class _Run:
@@ -127,13 +122,15 @@ class TextCapture:
         #: of each point, the values of its rows one after the other: plain integers keep the collector idle
         self._rows: list[list[int]] = []
         self._dumps: list[list[tuple[int, Dump, str | None]]] = []
+        #: of each point, the rows of ICMP errors, what they quote, and the MTUs that they name
+        self._quoted: list[list[tuple[int, tuple[int, ...], int]]] = []
         self._waiting = 0
         self._frame = 0
         self._recognised = False  #: a line that only tcpdump prints has been seen
 
     def comparable_bytes(self) -> int:
-        """Return 40: an IPv4 and a TCP header without options are what printed fields can stand for."""
-        return 40
+        """Return PRINTED_BYTES: an IPv4 and a TCP header without options are what printed fields can stand for."""
+        return PRINTED_BYTES
 
     def batches(self, options: ReadOptions) -> Iterator[Batch]:
         """Yield the packets in batches of some ten thousand rows; may be called once.
@@ -172,7 +169,7 @@ class TextCapture:
         if stamp is not None:
             self._run.stamped = True
             self._head(text[stamp.end() :], stamp, stamp[1], options)
-        elif self._continues(text):
+        elif self._continues(text, indented=line[0] in " \t"):
             return
         elif not self._run.stamped and line[0] != "\t" and (bare := _BARE.match(text)) is not None:
             if self._run.stamped is None or not self._inside_tunnel():
@@ -186,14 +183,17 @@ class TextCapture:
     def _inside_tunnel(self) -> bool:
         return self._pending is not None and _TUNNEL_END.search(self._pending.ending) is not None
 
-    def _continues(self, text: str) -> bool:
-        """Take a line as the rest of the pending packet's -v header; return whether it was."""
+    def _continues(self, text: str, *, indented: bool) -> bool:
+        """Take a line as the rest of the pending packet's -v header, or as what an error quotes; say if it was."""
         pending = self._pending
         if pending is None:
             return False
         packet = pending.packet
         if isinstance(packet, Printed):
-            if packet.addressed or " > " not in text:
+            if packet.addressed:
+                # with -t a line that is not indented is a packet of its own
+                return (indented or self._run.stamped is True) and take_quoted_line(text, packet)
+            if " > " not in text:
                 return False
             pending.packet = read_addresses(text, packet) or packet
             pending.ending = text[-40:]
@@ -253,49 +253,41 @@ class TextCapture:
         if pending.dump is not None:
             pending.dump.src, pending.dump.dst = packet.src, packet.dst
             pending.dump.frame_length = packet.frame_length
-            self._dumps[pending.point].append((len(rows) // _WIDTH, pending.dump, reason))
-        rows.extend(self._row(pending, packet, options))
+            self._dumps[pending.point].append((len(rows) // ROW_WIDTH, pending.dump, reason))
+        rows.extend(row_of(packet, pending.frame, pending.time_ns, self._run.sequence, options))
         self._waiting += 1
-
-    def _row(self, pending: _Pending, packet: Printed, options: ReadOptions) -> tuple[int, ...]:
-        seq, ack = packet.seq or 0, 0
-        if packet.protocol == TCP:
-            seq, ack = self._run.sequence.absolute(
-                packet.src_text, packet.dst_text, packet.tcp_flags, packet.seq, packet.ack
-            )
-        residual = 0
-        if packet.checksum is not None and packet.checksum_correct:
-            residual = _residual(packet)
-        if packet.version == 6:
-            src, dst = options.book.handle(packet.src), options.book.handle(packet.dst)
-        else:
-            src, dst = int.from_bytes(packet.src, "big"), int.from_bytes(packet.dst, "big")
-        return (
-            pending.frame, pending.time_ns, packet.frame_length, packet.version, src, dst, packet.protocol or 0,
-            packet.ttl, packet.ip_id, packet.fragment, packet.ip_length, packet.sport, packet.dport,
-            packet.icmp_type, packet.icmp_code, seq, ack, packet.tcp_flags, packet.window, packet.checksum or 0,
-            residual, packet.checksum_correct, packet.payload_length, packet.l4_length,
-        )  # fmt: skip
+        if packet.quote is not None and packet.quote.addressed:
+            # tcpdump counts the numbers of quoted segments like those of others
+            quoted = row_of(packet.quote, pending.frame, pending.time_ns, self._run.sequence, options)
+            if legible(packet):
+                self._quoted[pending.point].append((len(rows) // ROW_WIDTH - 1, quoted, packet.mtu))
 
     def _flush(self, options: ReadOptions) -> Iterator[Batch]:
-        for index, (info, rows, dumps) in enumerate(zip(self.points, self._rows, self._dumps, strict=False)):
+        for index, (info, rows, dumps, quoted) in enumerate(
+            zip(self.points, self._rows, self._dumps, self._quoted, strict=False)
+        ):
             if not rows:
                 continue
-            values = np.array(rows, np.int64).reshape(-1, _WIDTH)
-            table = PacketTable.empty(len(values))
-            for name, column in zip(_TEXT_COLUMNS, values.T, strict=True):
-                setattr(table, name, column.astype(COLUMNS[name]))
+            table = table_of(rows)
+            quotes = None
+            kept = np.ones(len(table), np.bool_)
             if dumps:
-                unread = decode_dumps(table, [(row, dump) for row, dump, _ in dumps], options)
+                unread, quotes = decode_dumps(table, [(row, dump) for row, dump, _ in dumps], options)
                 lost = {row: reason for row, _, reason in dumps if reason is not None and row in unread}
                 info.skipped.update(Counter(lost.values()))
-                if lost:
-                    table = table.take(np.setdiff1d(np.arange(len(values)), list(lost)))
+                kept[list(lost)] = False
+            if quoted:
+                at, packets, mtus = zip(*quoted, strict=True)
+                quotes = with_printed(quotes, table, at, table_of(list(chain.from_iterable(packets))), mtus)
+            if not kept.all():
+                table = table.take(kept)
+                quotes = quotes and replace(quotes, row=np.cumsum(kept)[quotes.row] - 1)
             info.decoded += len(table)
             rows.clear()
             dumps.clear()
+            quoted.clear()
             if len(table):
-                yield Batch(index, table)
+                yield Batch(index, table, quotes)
         self._waiting = 0
 
     def _remark(self, text: str, options: ReadOptions) -> None:
@@ -344,6 +336,7 @@ class TextCapture:
             self.points[index].interface = interface
             self._rows.append([])
             self._dumps.append([])
+            self._quoted.append([])
             for info in self.points:
                 info.name = self._base if info.interface is None else info.interface
                 if self._named:
@@ -370,11 +363,3 @@ def _stem(label: str) -> str:
 def _printable(interface: str) -> str | None:
     """Return an interface name, or None if no interface can be called that; tcpdump prints ? for unknown."""
     return interface if interface.isprintable() and interface not in ("-", "?") else None
-
-
-def _residual(packet: Printed) -> int:
-    """Return the checksum residual as `decode` defines it, from a TCP checksum that tcpdump found correct."""
-    assert packet.checksum is not None
-    addresses = packet.src + packet.dst
-    words = sum(int.from_bytes(addresses[at : at + 2], "big") for at in range(0, len(addresses), 2))
-    return ((packet.checksum ^ 0xFFFF) - words - packet.sport - packet.dport) % 65535

@@ -6,17 +6,20 @@ read, an IPv4 header with a right checksum or what must be an IPv6 header. Nothi
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nattrace.ingest.decode import decode
+from nattrace.ingest.quotes import read_quotes
 from nattrace.ingest.source import PADDING, Records
 from nattrace.table import COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nattrace.ingest.quotes import Quotes
     from nattrace.ingest.source import ReadOptions
     from nattrace.table import PacketTable
 
@@ -81,15 +84,17 @@ def _is_ipv4(data: bytes, at: int) -> bool:
     return total % 0xFFFF == 0
 
 
-def decode_dumps(table: PacketTable, dumps: Sequence[tuple[int, Dump]], options: ReadOptions) -> set[int]:
-    """Replace rows of `table` by what their dumps decode to; return the rows whose dump could not be decoded.
+def decode_dumps(
+    table: PacketTable, dumps: Sequence[tuple[int, Dump]], options: ReadOptions
+) -> tuple[set[int], Quotes | None]:
+    """Replace rows of `table` by what their dumps decode to.
 
-    Frame and time stay as printed. ``captured_length`` counts the dumped bytes from the IP header on.
+    Returns the rows whose dump could not be decoded, and what ICMP errors among the others quote. Frame and time stay as printed. ``captured_length`` counts the dumped bytes from the IP header on.
     """
     unread = {row for row, _ in dumps}
     starts = [(row, dump, start) for row, dump in dumps if (start := dump.ip_start()) is not None]
     if not starts:
-        return unread
+        return unread, None
     pieces = [bytes(dump.data[start:]) for _, dump, start in starts]
     captured = np.array([len(piece) for piece in pieces], np.uint32)
     # the whole datagram, as its header says: without it a dump cut at MAX_DUMP_BYTES would look complete
@@ -113,7 +118,12 @@ def decode_dumps(table: PacketTable, dumps: Sequence[tuple[int, Dump]], options:
             getattr(table, name)[rows] = getattr(decoded, name)
     missing = table.wire_length[rows] == 0
     table.wire_length[rows[missing]] = decoded.wire_length[missing]
-    return unread - set(rows.tolist())
+    quotes = read_quotes(records, decoded, options)
+    if quotes is not None:
+        home = rows[quotes.row]
+        quotes = replace(quotes, row=home)
+        quotes.packets.frame, quotes.packets.time_ns = table.frame[home], table.time_ns[home]
+    return unread - set(rows.tolist()), quotes
 
 
 def _claimed_length(packet: bytes) -> int:

@@ -26,6 +26,8 @@ class Printed:
     dport: int = 0
     icmp_type: int = 0
     icmp_code: int = 0
+    mtu: int = 0  #: of ICMP errors that name one
+    quote: Printed | None = None  #: what an ICMP error quotes
     seq: int | None = None  #: as printed: may be relative for TCP
     ack: int | None = None
     tcp_flags: int = 0

@@ -32,6 +32,7 @@ _OLD_TCP = re.compile(
 )
 _QUIET_TCP = re.compile(r"tcp (\d{1,10})\b", re.ASCII)
 _LENGTH = re.compile(r", length (\d{1,10})", re.ASCII)
+_MTU = re.compile(r"\bmtu (\d{1,10})\b", re.ASCII)
 _ICMP_QUERY = re.compile(r"[^,]{0,40}?,? ?id (\d{1,5}),? seq (\d{1,5})", re.ASCII)
 #: UDP payload length, where tcpdump prints the UDP one: plainly, or at the end of a line of DNS.
 _UDP_LENGTH = re.compile(r"UDP, (?:bad length \d{1,10} > \d{1,10}|length:? (\d{1,10}))", re.ASCII)
@@ -189,6 +190,8 @@ def _read_icmp(rest: str, printed: Printed, protocol: int) -> str | None:
     if known is None:
         return "text-unparsed"
     printed.icmp_type, printed.icmp_code = known
+    if (mtu := _MTU.search(rest)) is not None:
+        printed.mtu = int(mtu[1]) & _U32
     query = printed.icmp_type in ((0, 8, 13, 14) if protocol == ICMP else (128, 129))
     if query:
         match = _ICMP_QUERY.match(rest)

@@ -92,6 +92,14 @@ def edge_keys(
     return key
 
 
+def ttl_drop(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return by how much the TTL is smaller at the second point, packet by packet; 0 where one was not printed."""
+    drop = first.astype(np.int64) - second
+    if not (first.all() and second.all()):
+        drop[(first == 0) | (second == 0)] = 0
+    return drop
+
+
 def group_lanes(
     flow_a: NDArray[np.int64],
     flow_b: NDArray[np.int64],
@@ -204,5 +212,5 @@ def edges_of(
     time = rows_a.table.time_ns[a]
     return group_edges(
         flows_a[rows_a.flow[a]], flows_b[rows_b.flow[b]], backward != rows_b.backward[b], backward, time,
-        rows_a.table.ttl[a].astype(np.int64) - rows_b.table.ttl[b], rows_b.table.time_ns[b] - time, found.flags,
+        ttl_drop(rows_a.table.ttl[a], rows_b.table.ttl[b]), rows_b.table.time_ns[b] - time, found.flags,
     )[0]  # fmt: skip

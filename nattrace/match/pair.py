@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nattrace.match.bindings import match_by_binding
-from nattrace.match.edges import Edges, edges_of, group_lanes, merge_edges
+from nattrace.match.edges import Edges, edges_of, group_lanes, merge_edges, ttl_drop
 from nattrace.match.errors.binding import bind_by_errors, match_quoted
 from nattrace.match.lanes import Lanes
 from nattrace.match.outcome import ABSENT, ANSWERED, TIED, Matches, Shifts, Unmatched
@@ -118,7 +118,7 @@ class PairState:
         swap = backward != rows_b.backward[b]
         time = rows_a.table.time_ns[a]
         delta = rows_b.table.time_ns[b] - time
-        ttl = rows_a.table.ttl[a].astype(np.int64) - rows_b.table.ttl[b]
+        ttl = ttl_drop(rows_a.table.ttl[a], rows_b.table.ttl[b])
         edges, member = group_lanes(
             rows_a.flow[a], rows_b.flow[b], swap, backward, time, ttl, delta, found.flags
         )

@@ -8,7 +8,7 @@ import numpy as np
 
 from nattrace.match import evidence
 from nattrace.match.counters import by_chance
-from nattrace.match.edges import Edges, group_edges
+from nattrace.match.edges import Edges, group_edges, ttl_drop
 from nattrace.match.keys import M1, mix
 from nattrace.match.pairing import group_ids, nearest_pairs, same_ranks, unique_pairs
 from nattrace.match.ties import without_ids
@@ -110,7 +110,7 @@ def elect(
     # what an elected binding says of times comes from its typical pairs only, see `_typical`
     voters = np.flatnonzero(elected[member])
     voters = voters[_typical(delta[voters])]
-    drop = rows_a.table.ttl[a[voters]].astype(np.int64) - rows_b.table.ttl[b[voters]]
+    drop = ttl_drop(rows_a.table.ttl[a[voters]], rows_b.table.ttl[b[voters]])
     voters = voters[_causal(member[voters], backward[voters], delta[voters], drop, len(votes))]
     if usual.reach_ns() is None:
         usual.learn(delta[voters])

@@ -15,6 +15,7 @@ from nattrace.match.clock.fit import MIN_PIECE
 from nattrace.match.clock.line import MIN_SIDE
 from nattrace.match.clock.sample import Sampled, shared
 from nattrace.match.counters import counts_up
+from nattrace.match.edges import ttl_drop
 from nattrace.match.keys import M1, mix
 from nattrace.match.unique import FAR_NS
 from nattrace.match.windows import REACH_NS
@@ -209,7 +210,7 @@ def _sides(
     member = member.reshape(-1)
     total = int(member.max()) + 1
     turned = np.where(backward, -1, 1)
-    drop = (first.ttl.astype(np.int64) - second.ttl) * turned
+    drop = ttl_drop(first.ttl, second.ttl) * turned
     by_ttl = np.sign(np.bincount(member, drop, total))
 
     order = np.argsort(member, kind="stable")
