@@ -84,7 +84,8 @@ def check_translations(report: Any, truth: Truth, points: Points) -> None:
         missing = {
             binding
             for binding, entry in seen.items()
-            if binding not in bindings and not any(both <= bindings for both in _cuts(entry))
+            if binding not in bindings
+            and not any(_seen_of(both, points) <= bindings for both in _cuts(entry))
         }
         assert truth.tied or not missing, f"{name}: kernel entries without a translation: {missing}"
     neighbours = {pair for hop in truth.hops for pair in _places(hop)}
@@ -343,6 +344,18 @@ def _cuts(entry: Entry) -> list[set[Binding]]:
         }
         for half in entry.halves
     ]
+
+
+def _seen_of(both: set[Binding], points: Points) -> set[Binding]:
+    """Return those of an entry's two parts that packets can tell: some packet was seen before each, or its answer."""
+    carried = {
+        (packet.protocol, _without_type(packet.addressing)) for seen in points.values() for packet in seen
+    }
+    return {
+        part
+        for part in both
+        if not carried.isdisjoint({(part[0], part[1]), (part[0], _without_type(part[1].inverted()))})
+    }
 
 
 def _plain(said: Any) -> Addressing:

@@ -131,9 +131,8 @@ def expected_errors(hop: Hop, points: Mapping[str, Iterable[SeenError]]) -> set[
         ways: tuple[tuple[Direction, list[Addressing]], ...] = (("reply", forth), ("original", back))
         for direction, states in ways:
             for sightings in _sightings(hop, points, entry.protocol, states):
-                stages = [states.index(error.quoted) for _, error in sightings]
-                if stages[0] < stages[-1]:
-                    sightings.reverse()
+                # the error meets the translations in the order opposite to that of the packet it quotes
+                sightings.sort(key=lambda seen: -states.index(seen[1].quoted))
                 if hop.keeps == "version":
                     _check_translated([error for _, error in sightings])
                 for (here, first), (there, second) in pairwise(sightings):
@@ -156,8 +155,10 @@ def _sightings(
             if same and error.quoted in states:
                 assert error.dst == error.quoted.src, error
                 seen = found[_either(error) if hop.keeps == "version" else error.fixed]
-                if seen and seen[-1][0] == name:
-                    raise UndecidableError(f"{name}: {seen[-1][1]} and {error}")
+                for there, other in seen:
+                    # a point on both sides of the router (hairpin) shows an error twice, with other quotes
+                    if there == name and other.quoted == error.quoted:
+                        raise UndecidableError(f"{name}: {other} and {error}")
                 seen.append((name, error))
     return list(found.values())
 

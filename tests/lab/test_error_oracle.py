@@ -26,6 +26,9 @@ PROVOKED = {
     "path_mtu_v6": [3],
     "prohibited": [12],  # 2 containers, 3 rounds of a datagram and a SYN
     "errors_v6": [24],
+    "errors_twice_nat": [36],  # 2 containers, 3 rounds of four datagrams, an echo and a SYN
+    "errors_twice_nat_half": [36],
+    "errors_hairpin": [24],  # 3 containers and a host outside, 6 datagrams each
     "errors_two_hops": [8, 4],  # 2 containers, 2 from between the hosts and 2 from beyond both
 }
 FIELDS = [

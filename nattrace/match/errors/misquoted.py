@@ -3,7 +3,11 @@
 A translator has to change an error's outer header and the quote inside it alike (RFC 5508 section 7, RFC 6146
 section 3.4). One that forgets half of the work makes errors that the host ignores; at the far side they quote a
 flow that is not there. Such an error is paired only when it is alone with all else that it says, and when every
-address and port of its quote is the one before or the one after the flow's translation. Nothing else is guessed.
+address and port of its quote is the one before or the one after the flow's translation.
+
+Nor is there the flow that a right error quotes at a bridge which shows packets after half of their translation and
+errors after all of it (bridge netfilter). Of that flow the bridge shows one end, and Linux sends the error in the
+name of the other. Nothing else is guessed.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from nattrace.match.errors.icmp_errors import (
     Located,
     error_key,
 )
-from nattrace.match.keys import M1, M2, endpoint_hash, mix
+from nattrace.match.keys import M1, M2, endpoint_hash, has_ports, mix
 from nattrace.match.pairing import unique_pairs
 
 if TYPE_CHECKING:
@@ -76,7 +80,7 @@ def pair_untranslated(
     the other point's flows, and which of them each edge leads to.
     """
     errors, flows, edge_flow = far
-    sole = np.flatnonzero(np.bincount(right.row, minlength=1)[right.row] == 1)
+    sole, several = _latest(right, edges, right_is_a=right_is_a)
     found: list[ErrorPairs] = []
     for end in ("dst", "src", None):
         if not sole.size or not stray.size:
@@ -88,6 +92,7 @@ def pair_untranslated(
         time, other_time = right.errors.packets.time_ns[mine], errors.packets.time_ns[other]
         fault, possible = _judge(right, place, errors, other, flows, edge_flow, edges, right_is_a=right_is_a)
         possible &= np.abs(other_time - time) <= _REACH_NS
+        possible &= (fault == NO_FAULT) | ~several[place]
         if end is None:  # nothing of the tuple is the same: the packets themselves have to say more
             quoted = errors.quoted
             possible &= (quoted.ip_id[other] != 0) | (errors.quoted_seq()[other] != 0)
@@ -98,6 +103,17 @@ def pair_untranslated(
         found.append(ErrorPairs(*pair, right.edge[place], right.backward[place], flags, fault))
         sole, stray = np.setdiff1d(sole, place), np.setdiff1d(stray, other)
     return ErrorPairs.concatenate(found)
+
+
+def _latest(right: Located, edges: Edges, *, right_is_a: bool) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the place of each error, on the binding that was made last before it, and which have several."""
+    made = (edges.first_ns if right_is_a else edges.first_b_ns)[right.edge]
+    late = made > right.errors.packets.time_ns[right.row]
+    order = np.lexsort((made, ~late, right.row))
+    row = right.row[order]
+    last = np.flatnonzero(np.append(row[1:] != row[:-1], True)) if row.size else order
+    several: NDArray[np.bool_] = np.bincount(right.row, minlength=1)[right.row] > 1
+    return np.sort(order[last]), several
 
 
 def _kept_key(errors: Errors, rows: NDArray[np.int64], end: str | None) -> NDArray[np.uint64]:
@@ -136,7 +152,8 @@ def _judge(
     ends = []
     columns: tuple[tuple[str, str, tuple[NDArray[Any], ...], tuple[NDArray[Any], ...]], ...]
     columns = (("src", "sport", high, low), ("dst", "dport", low, high))
-    possible = right.errors.packets.dst[rows] == mine.src[rows]
+    fits = right.errors.packets.dst[rows] == mine.src[rows]
+    possible = fits.copy()
     for address, port, near, far in columns:
         after = [np.where(backward, near[n], far[n]) for n in (0, 1)]
         before = getattr(mine, address)[rows], getattr(mine, port)[rows]
@@ -159,4 +176,13 @@ def _judge(
     untouched = src_kept & dst_kept & (to == src_before) & (sender == router)
     fault = np.where(whole & outer_as_quote, NO_FAULT, QUOTE_UNTRANSLATED)
     fault = np.where(untouched, UNTRANSLATED, fault)
-    return fault.astype(np.uint8), possible
+    # an id changes with either end
+    echo = ~has_ports(quoted.protocol[other])
+    src_there = src_done | (echo & (quoted.src[other] == src_after))
+    dst_there = dst_done | (echo & (quoted.dst[other] == dst_after))
+    in_name = (to == quoted.src[other]) & (sender == quoted.dst[other])
+    # two words of their own, and an end that was kept: what `binding` asks for
+    numbered = errors.packets.ip_id[other] != 0
+    numbered &= (quoted.ip_id[other] != 0) | (errors.quoted_seq()[other] != 0)
+    halfway = fits & ~possible & (src_there ^ dst_there) & in_name & numbered
+    return np.where(halfway, NO_FAULT, fault).astype(np.uint8), possible | halfway

@@ -128,7 +128,8 @@ def pair_errors(
             stray, far = np.flatnonzero(lost_a & free_a), (errors_a, flows_a, edges.flow_a)
         take_in(pair_untranslated(a if right_is_a else b, stray, far, edges, right_is_a=right_is_a))
     # what has no equal across IP versions may have been dropped there: it could be nothing else
-    return ErrorPairs.concatenate(parts), *_tied(*open_sides(~across), len(errors_a), len(errors_b))
+    strays = np.flatnonzero(lost_a & free_a), np.flatnonzero(lost_b & free_b)
+    return ErrorPairs.concatenate(parts), *_tied(*open_sides(~across), strays)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -286,29 +287,47 @@ def _shift_ns(edges: Edges, edge: NDArray[np.int64], backward: NDArray[np.bool_]
     return np.where(count > 0, mean, apart)
 
 
-def _tied(a: Located, b: Located, size_a: int, size_b: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """Return the frames of the other side's errors that each unpaired error could be; shape (size, CANDIDATES).
+def _tied(
+    a: Located, b: Located, strays: tuple[NDArray[np.int64], NDArray[np.int64]]
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Return the frames of the other side's errors that each unpaired error could be; shape (rows, CANDIDATES).
 
-    The first candidates within TIE_WINDOW_NS, 0 where there are fewer: a row of zeros has none.
+    The first candidates within TIE_WINDOW_NS, 0 where there are fewer: a row of zeros has none. Where no error of its
+    binding could be it, one of the other side's `strays` may, which quote flows that their point does not show.
     """
-    near = np.zeros((size_a, CANDIDATES), np.uint32), np.zeros((size_b, CANDIDATES), np.uint32)
-    if a.row.size and b.row.size:
-        group_a, group_b = group_ids(_tie_key(a), _tie_key(b))
-        for own, group, other, other_group, frames in (
-            (a, group_a, b, group_b, near[0]),
-            (b, group_b, a, group_a, near[1]),
-        ):
-            time, other_time = (side.errors.packets.time_ns[side.row] for side in (own, other))
-            order = np.lexsort((other_time, other_group))
-            rival = other_group[order]
-            low, high = np.searchsorted(rival, group, "left"), np.searchsorted(rival, group, "right")
-            for n in range(CANDIDATES):
-                place = np.minimum(low + n, order.size - 1)
-                apart = np.abs(other_time[order[place]] - time)
-                good = (low + n < high) & (apart <= TIE_WINDOW_NS)
-                found = other.errors.packets.frame[other.row[order[place]]]
-                frames[own.row[good], n] = found[good]
-    return near
+    found = []
+    for own, other, stray in ((a, b, strays[1]), (b, a, strays[0])):
+        frames = np.zeros((len(own.errors), CANDIDATES), np.uint32)
+        _note(frames, own.errors, own.row, _tie_key(own), other.errors, other.row, _tie_key(other))
+        rest = own.row[~frames[own.row].any(axis=1)]
+        keys = error_key(own.errors, LOOSE)[rest], error_key(other.errors, LOOSE)[stray]
+        _note(frames, own.errors, rest, keys[0], other.errors, stray, keys[1])
+        found.append(frames)
+    return found[0], found[1]
+
+
+def _note(
+    frames: NDArray[np.uint32],
+    errors: Errors,
+    rows: NDArray[np.int64],
+    keys: NDArray[np.uint64],
+    others: Errors,
+    other_rows: NDArray[np.int64],
+    other_keys: NDArray[np.uint64],
+) -> None:
+    """Put into `frames` the first of the others' errors that have the key of each of these rows, and are near."""
+    if not rows.size or not other_rows.size:
+        return
+    group, other_group = group_ids(keys, other_keys)
+    time, other_time = errors.packets.time_ns[rows], others.packets.time_ns[other_rows]
+    order = np.lexsort((other_time, other_group))
+    rival = other_group[order]
+    low, high = np.searchsorted(rival, group, "left"), np.searchsorted(rival, group, "right")
+    for n in range(CANDIDATES):
+        place = np.minimum(low + n, order.size - 1)
+        apart = np.abs(other_time[order[place]] - time)
+        good = (low + n < high) & (apart <= TIE_WINDOW_NS)
+        frames[rows[good], n] = others.packets.frame[other_rows[order[place]]][good]
 
 
 def _tie_key(side: Located) -> NDArray[np.uint64]:

@@ -22,6 +22,7 @@ from lab.scenarios import (
     traces,
     translators,
     tunnels,
+    twice_errors,
 )
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ FAMILIES = (
     resized,
     icmp_errors,
     nat64_errors,
+    twice_errors,
     traces,
     tunnels,
     translators,

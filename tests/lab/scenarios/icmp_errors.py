@@ -71,7 +71,7 @@ class Prober:
         self._socket.close()
 
 
-def _connect(host: Namespace, sport: int, to: tuple[str, int], *, ttl: int = 64) -> int:
+def refused_connection(host: Namespace, sport: int, to: tuple[str, int], *, ttl: int = 64) -> int:
     """Try to connect with this TTL and return the errno that the ICMP error makes of it."""
     v6 = ":" in to[0]
     with host.inside():
@@ -188,7 +188,10 @@ def traceroute(folder: Path) -> Truth:
                 own.trace(seq)
                 assert near.provoke(token(), ttl=AT_THE_HOST) == errno.EHOSTUNREACH
                 for client in net.clients:
-                    assert _connect(client, 41000 + seq, (FARS[0], 80), ttl=OUTSIDE) == errno.EHOSTUNREACH
+                    assert (
+                        refused_connection(client, 41000 + seq, (FARS[0], 80), ttl=OUTSIDE)
+                        == errno.EHOSTUNREACH
+                    )
         return kernel_truth(net, folder)
 
 
@@ -251,7 +254,7 @@ def prohibited(folder: Path) -> Truth:
                     assert prober.provoke(token()) == errno.EHOSTUNREACH
                 assert lost.provoke(token()) == errno.EHOSTUNREACH
                 for client in net.clients:
-                    assert _connect(client, 41000 + round_, (FARS[0], 80)) == errno.EHOSTUNREACH
+                    assert refused_connection(client, 41000 + round_, (FARS[0], 80)) == errno.EHOSTUNREACH
         return kernel_truth(net, folder)
 
 
@@ -270,7 +273,7 @@ def errors_v6(folder: Path) -> Truth:
                     tracer.trace(seq)
                     assert closed.provoke(token()) == errno.ECONNREFUSED
                     assert dying.provoke(token(), ttl=OUTSIDE) == errno.EHOSTUNREACH
-                    assert _connect(client, 41000 + seq, (FARS_V6[0], 81)) == errno.EACCES
+                    assert refused_connection(client, 41000 + seq, (FARS_V6[0], 81)) == errno.EACCES
         return kernel_truth(net, folder)
 
 
