@@ -1,12 +1,12 @@
 """The flows of one path as text: a table with one column a point, or three lines a flow where that is too wide.
 
 A point's column shows the end of the flow that NAT changed: the source for snat, the destination for dnat,
-both where both changed.
+both where both changed. ICMP errors about its packets are named where there are any.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from nattrace.report import human
 from nattrace.report.escape import terminal
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
     from nattrace.model import Endpoint, Flow, Tuple
     from nattrace.report.summary import PathFlows
+
+
+#: Kinds of ICMP errors named with a flow.
+ERRORS_NAMED: Final = 2
 
 
 def path_lines(group: PathFlows, limit: int, width: int | None) -> Iterator[str]:
@@ -40,6 +44,7 @@ def _flow_table(group: PathFlows, flows: Sequence[Flow]) -> list[str]:
     with_status = len(group.statuses) > 1 or "translated" not in group.statuses
     counters = [name for name in ("unknowable", "ambiguous") if any(_sum(flow, name) for flow in flows)]
     with_points = len(group.path) > 1
+    with_errors = any(flow.icmp_errors for flow in flows)
     headers = ["flow", "who", "to"]
     if with_points:
         headers += [terminal(group.path[0]), *(f"-> {terminal(name)}" for name in group.path[1:])]
@@ -48,6 +53,8 @@ def _flow_table(group: PathFlows, flows: Sequence[Flow]) -> list[str]:
         headers += ["loss", *counters, "median"]
     if with_status:
         headers += ["status"]
+    if with_errors:
+        headers += ["icmp errors"]
     rows = []
     for flow in flows:
         row = [str(flow.id), _who(flow), _whom(flow)]
@@ -57,7 +64,9 @@ def _flow_table(group: PathFlows, flows: Sequence[Flow]) -> list[str]:
         row += [f"{flow.packets_original}+{flow.packets_reply}"]
         if with_points:
             row += [str(_sum(flow, "lost")), *(str(_sum(flow, name)) for name in counters), _median(flow)]
-        rows.append([*row, flow.status] if with_status else row)
+        if with_status:
+            row += [flow.status]
+        rows.append([*row, _errors(flow)] if with_errors else row)
     # The header is a row like others: tabulate widens the columns of real headers by two.
     text = tabulate([headers, *rows], tablefmt="plain", disable_numparse=True)
     return ["  " + line for line in text.splitlines()]
@@ -86,6 +95,8 @@ def _stacked(flow: Flow, width: int) -> Iterator[str]:
     ]
     details = [*losses, f"median {_median(flow)}"] if len(flow.path) > 1 else []
     yield indent + ", ".join([packets, *details, flow.status])
+    if flow.icmp_errors:
+        yield f"{indent}icmp errors: {_errors(flow)}"
 
 
 def _who(flow: Flow) -> str:
@@ -141,6 +152,13 @@ def _end(addresses: Tuple, sides: set[str]) -> str:
 
 def _crossed(flow: Flow, hop: tuple[str, str]) -> bool:
     return any(c.matched and {c.from_point, c.to_point} == set(hop) for c in flow.crossings)
+
+
+def _errors(flow: Flow) -> str:
+    """Return the ICMP errors about a flow's packets: ``6 port-unreachable``, with the MTU where one is named."""
+    kinds = sorted(flow.icmp_errors, key=lambda kind: -kind.count)
+    told = [f"{kind.count} {kind.name}" + (f" mtu {kind.mtu}" if kind.mtu else "") for kind in kinds]
+    return human.listed(told, ERRORS_NAMED)
 
 
 def _sum(flow: Flow, name: str) -> int:

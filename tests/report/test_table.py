@@ -13,6 +13,7 @@ from nattrace.model import (
     Crossing,
     Finding,
     Flow,
+    IcmpErrors,
     Latency,
     PacketRef,
     ReportData,
@@ -354,3 +355,29 @@ def test_paths_that_could_be_compared_come_first(docker_ping: ReportData) -> Non
     alone = [flow(number, path=("eth0",), crossings=()) for number in (1, 2)]
     lines = printed(report(docker_ping, *alone, flow(3)))
     assert lines.index("docker0 -> eth0   1 flow") < lines.index("eth0   2 flows")
+
+
+def test_icmp_errors_are_named_with_their_flows_where_there_are_any(docker_ping: ReportData) -> None:
+    refused = (
+        IcmpErrors(3, 4, "fragmentation-needed", 1400, 1),
+        IcmpErrors(3, 3, "port-unreachable", None, 6),
+        IcmpErrors(11, 0, "ttl-exceeded", None, 2),
+    )
+    data = report(docker_ping, flow(1, icmp_errors=refused), flow(2))
+
+    header, first, second = (line for line in printed(data) if line.startswith(("  flow", "  1 ", "  2 ")))
+    assert cells(header)[-1] == "icmp errors"
+    assert cells(first)[-1] == "6 port-unreachable, 2 ttl-exceeded and 1 more"
+    assert cells(second)[-1] == "untranslated"
+    assert "icmp errors" not in "\n".join(printed(report(docker_ping, flow(1), flow(2))))
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_icmp_errors_have_a_line_of_their_own_where_the_table_is_too_wide(
+    docker_ping: ReportData, width: int
+) -> None:
+    errors = (IcmpErrors(3, 4, "fragmentation-needed", 1400, 1),)
+    lines = printed(report(docker_ping, flow(1, icmp_errors=errors), flow(2)), width=width)
+
+    assert "       icmp errors: 1 fragmentation-needed mtu 1400" in lines
+    assert sum("icmp errors" in line for line in lines) == 1
