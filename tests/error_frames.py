@@ -91,6 +91,24 @@ def error(
     return ip(src, dst, 58 if version6 else 1, body, ip_id, ttl)
 
 
+#: Extension objects (RFC 4884 section 8): an MPLS label stack of two (RFC 4950), and the interface that the packet
+#: came in by, with index, IPv4 address, name and MTU (RFC 5837).
+MPLS = struct.pack(">HBBII", 12, 1, 1, 16003 << 12 | 1, 24 << 12 | 0x1FF)
+INTERFACE = struct.pack(">HBBIHH4sB7sI", 28, 2, 0x0F, 7, 1, 0, bytes([203, 0, 113, 1]), 8, b"eth0.12", 1500)
+
+
+def extended(quote: bytes, *objects: bytes, size: int = 128) -> bytes:
+    """A quote, cut or filled up with zeros to `size`, with an extension structure behind it (RFC 4884 section 7)."""
+    body = b"\x20\0\0\0" + b"".join(objects)
+    body = body[:2] + struct.pack(">H", checksum(body)) + body[4:]
+    return quote[:size].ljust(size, b"\0") + body
+
+
+def extension_length(version: int, size: int = 128) -> int:
+    """Bytes 4 to 7 of an error whose quote takes `size` bytes: in words of 32 bits, or 64 for ICMPv6."""
+    return size // 4 << 16 if version == 4 else size // 8 << 24
+
+
 @dataclass
 class Points:
     """What two points recorded, docker0 inside and eth0 outside, in order of time."""

@@ -38,6 +38,10 @@ ICMP_ERROR_HEADER: Final = 8
 _ERRORS_V4: Final = np.isin(np.arange(256), (3, 4, 5, 11, 12))
 _ERRORS_V6: Final = np.arange(256) < 128
 
+#: Types of which bytes 4 to 7 hold more than an MTU: redirects, and parameter problems of both versions.
+_REDIRECT: Final = 5
+_POINTER_V4, _POINTER_V6 = 12, 4
+_WHOLE: Final = np.uint32(0xFFFFFFFF)
 #: IPv4 and TCP header without options: what the printed fields of a quoted packet can stand for.
 PRINTED_BYTES: Final = 40
 #: IP bytes before a quote at least, by IP version: an IP header and the error's own.
@@ -50,7 +54,7 @@ class Quotes:
 
     packets: PacketTable  #: the quoted packets; frame, time and lengths of the record are the error's own
     row: NDArray[np.int64]  #: the error's row in the batch's table
-    rest: NDArray[np.uint32]  #: bytes 4 to 7 of the error: unused, MTU, pointer, gateway, by type
+    rest: NDArray[np.uint32]  #: bytes 4 to 7 of the error: MTU, pointer or gateway by type, else 0
     l4_length: NDArray[
         np.uint16
     ]  #: bytes of the quoted packet's upper layer that the error carries on the wire
@@ -151,20 +155,33 @@ def read_quotes(records: Records, table: PacketTable, options: ReadOptions, dept
     if not legible.size:
         return None
     home = home[legible]
+    # a quote of 28 bytes that is padded to 128 (RFC 4884 section 5.1) has zeros for a checksum
+    packets.residual_known &= packets.checksum != 0
     rest = gather(some.buffer, outer.at[home] + outer.l4_offset[home] + 4, 4).view(">u4").astype(np.uint32)
     row = errors[np.searchsorted(frames, packets.frame[legible])]
     length = outer.ip_length[home] - before[home] - l4_offset[legible]
     return Quotes(
         packets=packets.take(legible),
         row=row,
-        rest=rest if options.comparable_content else _printed_rest(table, row, rest),
+        rest=_told(table, row, rest, printed=not options.comparable_content),
         l4_length=np.clip(length, 0, 65535).astype(np.uint16),
     )
 
 
-def _printed_rest(table: PacketTable, row: NDArray[np.int64], rest: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """Return of `rest` what tcpdump prints as well: the MTU (RFC 1191, RFC 4443)."""
+def _told(
+    table: PacketTable, row: NDArray[np.int64], rest: NDArray[np.uint32], *, printed: bool
+) -> NDArray[np.uint32]:
+    """Return what bytes 4 to 7 of the errors in these rows say, and where text is compared what tcpdump prints of it.
+
+    That is the MTU. Whatever is unused, or says how long the quote is (RFC 4884 section 5), is left out: boxes that
+    take extensions away change it.
+    """
     kind, code, six = table.icmp_type[row], table.icmp_code[row], table.version[row] == 6
     needed = ~six & (kind == FRAGMENTATION_NEEDED[0]) & (code == FRAGMENTATION_NEEDED[1])
     too_big = six & (kind == PACKET_TOO_BIG[0])
-    return np.where(too_big, rest, np.where(needed, rest & np.uint32(0xFFFF), np.uint32(0)))
+    mask = np.where(needed, np.uint32(0xFFFF), np.where(too_big, _WHOLE, np.uint32(0)))
+    if not printed:
+        pointer = np.where(six & (kind == _POINTER_V6), _WHOLE, np.uint32(0))
+        pointer[~six & (kind == _POINTER_V4)] = 0xFF000000
+        mask |= np.where(~six & (kind == _REDIRECT), _WHOLE, pointer)
+    return rest & mask

@@ -8,6 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from error_frames import (
+    CONTAINER,
+    CONTAINER6,
+    INTERFACE,
+    MPLS,
+    ROUTER,
+    ROUTER6,
+    SERVER,
+    SERVER6,
+    TCP,
+    UDP,
+    Packet,
+    Points,
+    error,
+    extended,
+    extension_length,
+)
 
 import nattrace
 from nattrace.ingest import ReadOptions, open_capture, parse_sources
@@ -155,3 +172,26 @@ def test_an_error_that_quotes_nothing_legible_is_only_counted(name: str) -> None
     assert quotes(SHARED / name) == []
     accounting = nattrace.analyze(SHARED / name).accounting
     assert accounting.unmatched == {"icmp-error": 1}
+
+
+def test_quotes_of_every_size_and_with_extensions_are_those_of_tshark(tmp_path: Path) -> None:
+    """As routers send them, from 8 bytes behind an IPv4 header to all that fits, and as RFC 4884 has it."""
+    points = Points()
+    for version, sizes in ((4, (28, 36, 128, 548)), (6, (60, 128, 1232))):
+        six = version == 6
+        source, target, router = (CONTAINER6, SERVER6, ROUTER6) if six else (CONTAINER, SERVER, ROUTER)
+        for protocol in (UDP, TCP):
+            packet = Packet(
+                source, 40000, target, 443, b"payload " * 200, protocol=protocol, ip_id=4711, ttl=1
+            )
+            bodies = [(packet.ip()[:size], 0) for size in sizes]
+            bodies += [
+                (extended(packet.ip(), *objects), extension_length(version))
+                for objects in ((MPLS,), (INTERFACE,), (MPLS, INTERFACE), ())
+            ]
+            for body, rest in bodies:
+                kind = (3, 0) if six else (11, 0)
+                points.back(None, error(router, source, body, kind=kind, rest=rest))
+    path, _ = points.write(tmp_path)
+
+    assert compare(path) == 2 * (4 + 4) + 2 * (3 + 4)
