@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from nattrace.nat.icmp_errors import ErrorOutcome
     from nattrace.table import AddressBook
 
-    _ByPoint = list[NDArray[np.int64]]
     _ByPair = dict[tuple[int, int], NDArray[np.int64]]
 
 
@@ -61,8 +60,8 @@ class _Block:
     link: NDArray[np.int64]  #: partial edge; for unmatched packets the running packet number
     backward: NDArray[np.bool_]
     flags: NDArray[np.uint16]  #: for unmatched packets nothing
-    epoch: int = 0  #: how often flows and edges had been numbered anew before
-    flow: NDArray[np.int64] | None = None  #: for unmatched packets their partial flow
+    epoch: int = 0  #: how often edges had been numbered anew before
+    flow: NDArray[np.int64] | None = None  #: for unmatched packets the number of their flow
     near: NDArray[np.uint32] | None = None  #: (rows, n) frames of candidates at the other point, 0 for none
     #: ICMP errors, kept when all is decided: `link` is the hop; for unmatched ones the reason, `flow` the
     #: conversation row or -1, and `direction` 0 original, 1 reply, -1 unknown
@@ -86,8 +85,8 @@ class Spool:
         self._memory_bytes = 0
         self._file: BinaryIO | None = None
         self._index: list[tuple[int, int]] = []  #: (earliest time, offset in the file or in memory)
-        #: how flows (by point) and edges (by pair) were numbered anew, one entry each time
-        self._renumbered: list[tuple[_ByPoint, _ByPair]] = []
+        #: how edges were numbered anew, one entry each time
+        self._renumbered: list[_ByPair] = []
 
     def add_matched(
         self, pair: tuple[int, int], a: Rows, b: Rows, edge: NDArray[np.int64], flags: NDArray[np.uint16]
@@ -141,18 +140,16 @@ class Spool:
                     )
                 )
 
-    def renumber(self, flows: _ByPoint, edges: _ByPair) -> None:
-        """Note that partial flow f of point p is now flows[p][f], and edge e of a pair edges[pair][e]."""
-        self._renumbered.append((flows, edges))
+    def renumber(self, edges: _ByPair) -> None:
+        """Note that edge e of a pair is now edges[pair][e]."""
+        self._renumbered.append(edges)
 
     def _in_new_numbers(self, block: _Block) -> _Block:
-        flow, link = block.flow, block.link
-        for flows, edges in self._renumbered[block.epoch :]:
-            if flow is not None:
-                flow = flows[block.pair[0]][flow]
-            elif block.pair in edges:
+        link = block.link
+        for edges in self._renumbered[block.epoch :] if block.flow is None else ():
+            if block.pair in edges:
                 link = edges[block.pair][link]
-        return replace(block, flow=flow, link=link)
+        return replace(block, link=link)
 
     def _add(self, block: _Block) -> None:
         if not block.link.size:
@@ -214,9 +211,9 @@ class Rewrites:
     edges: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]]
     #: point to the reason code of each packet number, 0 for matched ones
     reasons: dict[int, NDArray[np.uint8]]
-    #: point to the conversation row of each partial flow
+    #: point to the conversation row of each flow number
     flow_rows: dict[int, NDArray[np.int64]]
-    #: point to the merged flow of each partial flow
+    #: point to the place of each flow number among the ordered flows
     merged_flow: dict[int, NDArray[np.int64]]
     #: point to the times that its file recorded, where packets were matched by corrected ones
     recorded: Mapping[int, Recorded] = field(default_factory=dict)

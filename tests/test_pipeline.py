@@ -131,6 +131,7 @@ def test_small_windows_tell_the_same_flows(
     truth = simulate(tmp_path, Traffic(flows=30, packets_per_flow=20, version=version))
     whole = nattrace.analyze(*truth.sources)
     monkeypatch.setattr(windows, "WINDOW_PACKETS", window)
+    monkeypatch.setattr(windows, "COMPACT_EDGES", 10)
     monkeypatch.setattr(prepare, "CHUNK_PACKETS", chunk)
     pieces = nattrace.analyze(*truth.sources)
     assert not judge_rows(pieces, truth).wrong

@@ -170,9 +170,11 @@ def group_edges(
 
 
 def merge_edges(
-    parts: Sequence[Edges], flows_a: NDArray[np.int64], flows_b: NDArray[np.int64]
+    parts: Sequence[Edges],
+    flows_a: NDArray[np.int64] | None = None,
+    flows_b: NDArray[np.int64] | None = None,
 ) -> tuple[Edges, NDArray[np.int64]]:
-    """Merge partial edges; `flows_a` and `flows_b` say which merged flow each partial flow became.
+    """Merge partial edges; `flows_a` and `flows_b` say which number each flow is to have, None for its own.
 
     Returns the merged edges and, for each row of the concatenated parts, its index among them.
     """

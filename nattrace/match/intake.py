@@ -115,13 +115,13 @@ class Intake:
             if self._corrected is not None:
                 self._corrected.apply(reading.capture, number, chunk)
             elif self._samples:
-                self._samples[reading.capture].add(number, chunk.rows, chunk.flows)
+                self._samples[reading.capture].add(number, chunk.rows)
             reading.reached_ns = max(reading.reached_ns, int(chunk.rows.table.time_ns.max()))
             if chunk.last:
                 reading.newest_ns = reading.reached_ns
             if chunk.carrier is not None:
                 reading.carriers.setdefault(number, []).append(chunk.carrier)
-            matcher.add(number, chunk.rows, chunk.flows)
+            matcher.add(number, chunk.rows)
             if progress is not None:
                 progress(chunk.size_bytes)
             if matcher.full():
@@ -134,6 +134,11 @@ class Intake:
                     if not depth or len(own):
                         self._number(reading, local, Layer(depth), matcher)
         for number, (reading, local, layer) in enumerate(self._layers):
+            flows = outcomes[id(reading)].flows.get((local, layer))
+            if flows is not None:
+                if self._corrected is not None:
+                    self._corrected.apply_to_flows(number, flows)
+                matcher.points[number].flows = flows
             if not layer.turn:
                 outcome = outcomes[id(reading)]
                 errors, unread = outcome.errors[local][layer.depth], outcome.unread[local][layer.depth]

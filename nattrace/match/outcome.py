@@ -36,7 +36,7 @@ class Matches:
 class Unmatched:
     """Packets of one side that found no partner at the other point, and why (ABSENT or TIED)."""
 
-    flow: NDArray[np.int64]  #: partial flow index
+    flow: NDArray[np.int64]  #: flow number
     time_ns: NDArray[np.int64]
     backward: NDArray[np.bool_]
     number: NDArray[np.int64]
@@ -48,7 +48,7 @@ class Unmatched:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Unmatched], flows: NDArray[np.int64]) -> Unmatched:
-        """Return all packets of the parts; `flows` says which merged flow each partial flow became."""
+        """Return all packets of the parts; `flows` says where each flow number stands in order."""
         kinds = {
             "backward": np.bool_,
             "reason": np.uint8,
@@ -77,7 +77,7 @@ class Shifts:
     point's, modulo 2**32.
     """
 
-    flow_a: NDArray[np.int64]  #: partial flow index at the first point
+    flow_a: NDArray[np.int64]  #: flow number at the first point
     flow_b: NDArray[np.int64]
     forward: NDArray[np.uint32]  #: shift of the forward direction's sequence numbers
     backward: NDArray[np.uint32]

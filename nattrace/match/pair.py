@@ -55,6 +55,7 @@ class PairState:
     book: AddressBook
     edges: list[Edges] = field(default_factory=list)
     edge_count: int = 0
+    merged_count: int = 0  #: of them, those that the last merge left
     #: latency samples: twice the partial edge index, plus one for backward packets; delta ns
     sample_lane: list[NDArray[np.int32]] = field(default_factory=list)
     sample_delta: list[NDArray[np.int64]] = field(default_factory=list)
@@ -133,24 +134,18 @@ class PairState:
             self.on_match(rows_a.take(a), rows_b.take(b), member, found.flags)
         return (member.astype(np.int32) << np.int32(1)) | backward, delta
 
-    def compact(self, flows_a: NDArray[np.int64], flows_b: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Merge partial edges, and follow flows to their new numbers; return the new number of every edge."""
-        edges, member = merge_edges(self.edges, flows_a, flows_b)
-        self.edges, self.edge_count = [edges], len(edges)
+    def piled_up(self) -> int:
+        """Return how many partial edges came since the last merge, less three times those that it left.
+
+        A merge moves all of them: with many flows it must come seldom, or it costs more than it saves.
+        """
+        return self.edge_count - 4 * self.merged_count
+
+    def compact(self) -> NDArray[np.int64]:
+        """Merge partial edges; return the new number of every edge."""
+        edges, member = merge_edges(self.edges)
+        self.edges, self.edge_count, self.merged_count = [edges], len(edges), len(edges)
         self.follow_edges(member)
-        for flows, waiting, unmatched in (
-            (flows_a, self.waiting_a, self.unmatched_a),
-            (flows_b, self.waiting_b, self.unmatched_b),
-        ):
-            for rows in waiting:
-                rows.flow = flows[rows.flow]
-            for firsts in self.firsts:
-                side = firsts[0 if waiting is self.waiting_a else 1]
-                side.flow = flows[side.flow]
-            for record in unmatched:
-                record.flow = flows[record.flow]
-        for shifts in self.shifts:
-            shifts.flow_a, shifts.flow_b = flows_a[shifts.flow_a], flows_b[shifts.flow_b]
         return member
 
     def follow_edges(self, member: NDArray[np.int64]) -> None:
@@ -241,7 +236,7 @@ class PairState:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Decide all waiting packets with the bindings known by now; return the numbers of matched packets.
 
-        `flows_a` and `flows_b` map partial flows to the `merged` ones. Bindings come from packets matched by
+        `flows_a` and `flows_b` map flow numbers to places in `merged`, the flows in order. Bindings come from packets matched by
         evidence; where a flow has none, the ICMP `errors` about it may tell, or weak evidence of several packets add
         up to one.
         """

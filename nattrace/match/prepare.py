@@ -16,6 +16,7 @@ from nattrace.match.errors.icmp_errors import ERRORS_LIMIT, Errors, duplicates
 from nattrace.match.errors.unread import Unread
 from nattrace.match.fragments import FirstFragments
 from nattrace.match.keys import icmp_error_rows, icmp_query_rows
+from nattrace.match.roll import FlowRoll
 from nattrace.match.rows import Rows
 from nattrace.match.sightings import DUPLICATE, TURNS, Sightings
 from nattrace.table import ICMP, ICMPV6, PacketTable
@@ -52,11 +53,10 @@ FIRST_LAYER = Layer()
 
 @dataclass(slots=True)
 class Prepared:
-    """Packets of one layer of a point, ready to be matched; `rows.flow` are indices into `flows`."""
+    """Packets of one layer of a point, ready to be matched."""
 
     point: int  #: index into the capture's points
     rows: Rows
-    flows: Flows
     size_bytes: int  #: how much of the file this was
     layer: Layer = FIRST_LAYER
     carrier: NDArray[np.int64] | None = None  #: of packets in tunnels: their carriers, see `carriers`
@@ -71,6 +71,7 @@ class Outcome:
     set_aside: list[Counter[str]]  #: decoded packets that matching cannot use, by reason
     errors: list[list[Errors]]  #: ICMP errors, which are matched when all else is; for each point by depth
     unread: list[list[Unread]]  #: those without a legible quote, likewise
+    flows: dict[tuple[int, Layer], Flows]  #: by point and layer, as `Rows.flow` numbers them
 
 
 #: A carrier is named by its turn and its running number in that layer.
@@ -96,6 +97,7 @@ class _PointReading:
     tables: list[PacketTable] = field(default_factory=list)
     sightings: Sightings = field(default_factory=Sightings)
     prepared: list[int] = field(default_factory=lambda: [0] * TURNS)  #: packets so far, by turn
+    rolls: list[FlowRoll] = field(default_factory=lambda: [FlowRoll() for _ in range(TURNS)])
     size_bytes: int = 0
     #: what stands in tunnels, by depth; of these readings, which frames are wrapped in what
     inner: list[_PointReading] = field(default_factory=list)
@@ -153,16 +155,20 @@ class Preparation:
                     errors[point][depth] = own.take(np.flatnonzero(~again))
                     # in a tunnel it is the carrier that is told
                     aside[point]["duplicate"] += int(again.sum()) * (depth == 0)
+        flows = {
+            (point, Layer(depth, turn)): roll.flows()
+            for point, reading in enumerate(self._points)
+            for depth, each in enumerate((reading, *reading.inner))
+            for turn, roll in enumerate(each.rolls)
+            if each.prepared[turn]
+        }
         unread = [
             [Unread.concatenate(each.unread) for each in (reading, *reading.inner)]
             for reading in self._points
         ]
-        return Outcome(
-            self._capture.points,
-            aside,
-            errors + [[Errors.empty()] for _ in range(missing)],
-            unread + [[Unread.none()] for _ in range(missing)],
-        )
+        errors += [[Errors.empty()] for _ in range(missing)]
+        unread += [[Unread.none()] for _ in range(missing)]
+        return Outcome(self._capture.points, aside, errors, unread, flows)
 
     def _flush(self) -> Iterator[Prepared]:
         parts = [
@@ -176,8 +182,8 @@ class Preparation:
         """Give what waits of one point, the packets on the wire first, then those in tunnels."""
         size_bytes, reading.size_bytes = reading.size_bytes, 0
         places: list[tuple[NDArray[np.uint32], NDArray[np.int64]]] = []
-        for rows, flows, turn in self._by_turn(reading):
-            yield Prepared(point, rows, flows, size_bytes, Layer(turn=turn))
+        for rows, turn in self._by_turn(reading):
+            yield Prepared(point, rows, size_bytes, Layer(turn=turn))
             size_bytes = 0
             if reading.inner:
                 places.append((rows.table.frame, rows.number + (turn << _TURN_SHIFT)))
@@ -185,40 +191,38 @@ class Preparation:
             for errors in inner.errors[inner.placed :]:
                 errors.carrier = _carriers(errors.packets.frame, places)
             inner.placed = len(inner.errors)
-            for rows, flows, turn in self._by_turn(inner):
+            for rows, turn in self._by_turn(inner):
                 carrier = _carriers(rows.table.frame, places)
-                yield Prepared(point, rows, flows, size_bytes, Layer(depth, turn), carrier)
+                yield Prepared(point, rows, size_bytes, Layer(depth, turn), carrier)
                 size_bytes = 0
             inner.wraps = []
 
-    def _by_turn(self, reading: _PointReading) -> Iterator[tuple[Rows, Flows, int]]:
+    def _by_turn(self, reading: _PointReading) -> Iterator[tuple[Rows, int]]:
         """Give what waits of one reading, each turn apart."""
         table = PacketTable.concatenate(reading.tables)
         reading.tables = []
         if not len(table):
             return
-        rows, flows = self._rows(table, reading, 0)
+        rows, hashes = Rows.prepare(table, printed=not self._options.comparable_content)
         turns = reading.sightings.turns(rows, self._options.book)
         if turns is None:
-            reading.prepared[0] += len(rows)
-            yield rows, flows, 0
+            yield _numbered(rows, hashes, reading, 0), 0
             return
         if count := int((turns == DUPLICATE).sum()):
             reading.set_aside["duplicate"] += count
         for turn in range(TURNS):
-            of_turn = table.take(np.flatnonzero(turns == turn))
-            if len(of_turn):
-                rows, flows = self._rows(of_turn, reading, turn)
-                reading.prepared[turn] += len(rows)
-                yield rows, flows, turn
+            of_turn = np.flatnonzero(turns == turn)
+            if of_turn.size:
+                yield _numbered(rows.take(of_turn), hashes[of_turn], reading, turn), turn
 
-    def _rows(self, table: PacketTable, reading: _PointReading, turn: int) -> tuple[Rows, Flows]:
-        return Rows.prepare(
-            table,
-            reading.prepared[turn],
-            printed=not self._options.comparable_content,
-            wrap=reading.wrap_of(table.frame) if reading.wraps else None,
-        )
+
+def _numbered(rows: Rows, hashes: NDArray[np.uint64], reading: _PointReading, turn: int) -> Rows:
+    """Give a layer's next packets their numbers and those of their flows; return them."""
+    wrap = reading.wrap_of(rows.table.frame) if reading.wraps else None
+    first, reading.prepared[turn] = reading.prepared[turn], reading.prepared[turn] + len(rows)
+    rows.number = np.arange(first, reading.prepared[turn])
+    rows.flow = reading.rolls[turn].number(rows.table, hashes, rows.backward, wrap)
+    return rows
 
 
 def _carriers(

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nattrace.match.flows import group_flows
 from nattrace.match.keys import flow_hash, packet_keys
 from nattrace.table import COLUMNS, PacketTable
 
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-
-    from nattrace.match.flows import Flows
 
 
 @dataclass(slots=True)
@@ -28,7 +25,7 @@ class Rows:
     exact: NDArray[np.uint64]  #: key with IP id
     backward: NDArray[np.bool_]
     number: NDArray[np.int64]  #: running number among the point's decoded packets
-    flow: NDArray[np.int64]  #: index of the point's partial flow
+    flow: NDArray[np.int64]  #: number of the point's flow, see `roll`
     common: NDArray[np.bool_]  #: others in its window said the very same; only known of rows that wait
     said: NDArray[np.uint64] | None = None  #: no column: what several packets say, sorted; see `commonplace`
 
@@ -40,20 +37,18 @@ class Rows:
     def prepare(
         cls,
         table: PacketTable,
-        first_number: int,
         *,
         printed: bool = False,
-        wrap: NDArray[np.uint64] | None = None,
-    ) -> tuple[Rows, Flows]:
-        """Compute keys for freshly decoded packets and group them into flows, which `flow` indexes.
+    ) -> tuple[Rows, NDArray[np.uint64]]:
+        """Compute keys for freshly decoded packets; return their rows, and the hashes of their flows.
 
-        `printed` when some point of the analysis has only printed fields; `wrap` what each packet is wrapped in.
+        Numbers of packets and flows are still to be given. `printed` when some point of the analysis has only
+        printed fields.
         """
         content, exact = packet_keys(table, residuals=not printed)
-        key, backward = flow_hash(table)
-        flows, member = group_flows(table, key, backward, wrap)
-        number = np.arange(first_number, first_number + len(table))
-        return cls(table, content, exact, backward, number, member, np.zeros(len(table), np.bool_)), flows
+        hashes, backward = flow_hash(table)
+        number, flow = np.zeros(len(table), np.int64), np.zeros(len(table), np.int64)
+        return cls(table, content, exact, backward, number, flow, np.zeros(len(table), np.bool_)), hashes
 
     @classmethod
     def concatenate(cls, parts: Sequence[Rows]) -> Rows:
@@ -61,7 +56,7 @@ class Rows:
         if len(parts) == 1:
             return parts[0]
         if not parts:
-            return cls.prepare(PacketTable.empty(), 0)[0]
+            return cls.prepare(PacketTable.empty())[0]
         return cls(
             PacketTable.concatenate([p.table for p in parts]),
             *(np.concatenate([getattr(p, name) for p in parts]) for name in _EXTRA),
@@ -111,11 +106,6 @@ class Window:
                 self._arrays[place] = array = grown
             array[self._size : stop] = column
         self._size = stop
-
-    def renumber_flows(self, flows: NDArray[np.int64]) -> None:
-        """Replace every row's partial flow index f by flows[f]."""
-        column = self._arrays[len(COLUMNS) + _EXTRA.index("flow")][: self._size]
-        column[:] = flows[column]
 
     def keep(self, rows: NDArray[np.int64]) -> None:
         """Drop all rows but the given ones (ascending indices)."""

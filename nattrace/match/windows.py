@@ -15,7 +15,7 @@ import numpy as np
 
 from nattrace.match.errors.icmp_errors import Errors
 from nattrace.match.errors.unread import Unread
-from nattrace.match.flows import Flows, merge_flows
+from nattrace.match.flows import Flows
 from nattrace.match.pair import WAITING_LIMIT, PairState
 from nattrace.match.rows import Window
 from nattrace.match.unique import match_unique
@@ -36,8 +36,8 @@ WINDOW_PACKETS = 131_072
 #: seconds (a full 1000-packet queue at 1 Mbit/s: 12 s); nothing forwards a packet after half a minute.
 REACH_NS = 30_000_000_000
 
-#: Partial flows of one point that may pile up before they, and the edges between them, are merged: some 30 MB.
-COMPACT_FLOWS = 262_144
+#: Partial edges of a pair of points that may pile up before they are merged: some 20 MB.
+COMPACT_EDGES = 262_144
 
 #: With more points than this, pairs without a common key are skipped instead of matched.
 _FEW_POINTS = 3
@@ -49,14 +49,14 @@ class PointState:
 
     window: Window = field(default_factory=Window)
     paired: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), np.bool_))  #: (points, rows)
-    flows: list[Flows] = field(default_factory=list)
+    flows: Flows | None = None  #: by their numbers; known when all packets have been added
     flow_count: int = 0
     decoded: int = 0
     tried: int = 0  #: rows at the start of the window that were there when it was last matched
     errors: Errors = field(default_factory=Errors.empty)  #: kept apart: they are matched by `match_errors`
     unread: Unread = field(default_factory=Unread.none)  #: errors that cannot be matched
     _found: dict[int, NDArray[np.bool_]] = field(default_factory=dict)
-    _merged: tuple[int, tuple[Flows, NDArray[np.int64]]] | None = None
+    _ordered: tuple[Flows, NDArray[np.int64]] | None = None
 
     @property
     def matched(self) -> NDArray[np.bool_]:
@@ -75,26 +75,19 @@ class PointState:
             found = self._found[other] = grown
         return found[: self.decoded]
 
-    def piled_up(self) -> int:
-        """Return how many partial flows came since the last merge, less three times those that it left.
+    def ordered_flows(self) -> tuple[Flows, NDArray[np.int64]]:
+        """Return the flows in the order of their hashes, and the place of every flow number among them.
 
-        A merge moves all of them: with many flows it must come seldom, or it costs more than it saves.
+        While packets are still to come they are in the order of their numbers, and nothing is told of them.
         """
-        merged = len(self.flows[0]) if self.flows else 0
-        return self.flow_count - 4 * merged
-
-    def adopt_merged(self) -> NDArray[np.int64]:
-        """Put the merged flows in the place of the partial ones; return the new number of every old one."""
-        merged, member = self.merged_flows()
-        self.flows, self.flow_count, self._merged = [merged], len(merged), None
-        self.window.renumber_flows(member)
-        return member
-
-    def merged_flows(self) -> tuple[Flows, NDArray[np.int64]]:
-        """Return the flows seen so far, and which of them each partial flow became."""
-        if self._merged is None or self._merged[0] != len(self.flows):
-            self._merged = (len(self.flows), merge_flows(self.flows))
-        return self._merged[1]
+        if self.flows is None:
+            return Flows.empty(), np.arange(self.flow_count)
+        if self._ordered is None:
+            order = np.argsort(self.flows.hash)
+            place = np.empty(order.size, np.int64)
+            place[order] = np.arange(order.size)
+            self._ordered = self.flows.take(order), place
+        return self._ordered
 
 
 @dataclass(slots=True)
@@ -104,10 +97,8 @@ class Matcher:
     book: AddressBook
     on_pair: Callable[[int, int, PairState], None] | None = None  #: told of every new pair of points
     on_lonely: Callable[[int, Rows], None] | None = None  #: given the packets of points without a second one
-    #: told when partial flows and edges get new numbers: (by point, by pair) new number of every old one
-    on_compact: Callable[[list[NDArray[np.int64]], dict[tuple[int, int], NDArray[np.int64]]], None] | None = (
-        None
-    )
+    #: told when partial edges get new numbers: by pair the new number of every old one
+    on_compact: Callable[[dict[tuple[int, int], NDArray[np.int64]]], None] | None = None
     points: list[PointState] = field(default_factory=list)
     pairs: dict[tuple[int, int], PairState] = field(default_factory=dict)
 
@@ -115,12 +106,10 @@ class Matcher:
         """Make room for one more point; points are numbered in the order of this call."""
         self.points.append(PointState())
 
-    def add(self, point: int, rows: Rows, flows: Flows) -> None:
-        """Take in the next packets of a point, in the order of its file; `rows.flow` are indices into `flows`."""
+    def add(self, point: int, rows: Rows) -> None:
+        """Take in the next packets of a point, in the order of its file."""
         state = self.points[point]
-        rows.flow += state.flow_count
-        state.flows.append(flows)
-        state.flow_count += len(flows)
+        state.flow_count = max(state.flow_count, int(rows.flow.max()) + 1)
         state.window.append(rows)
         state.decoded += len(rows)
 
@@ -138,7 +127,7 @@ class Matcher:
         for i, j in self._worth_trying(rows):
             self._match(i, j, rows[i], rows[j])
         self._leave(horizon_ns, rows)
-        if horizon_ns is not None and any(state.piled_up() > COMPACT_FLOWS for state in self.points):
+        if horizon_ns is not None:
             self._compact()
 
     def finish(self) -> None:
@@ -227,16 +216,17 @@ class Matcher:
         return limit
 
     def _compact(self) -> None:
-        """Merge what has piled up, so that memory follows the number of flows and not that of packets."""
-        members = [state.adopt_merged() if state.flows else np.empty(0, np.int64) for state in self.points]
-        edges = {(i, j): pair.compact(members[i], members[j]) for (i, j), pair in self.pairs.items()}
-        if self.on_compact is not None:
-            self.on_compact(members, edges)
+        """Merge edges that have piled up, so that memory follows their number and not that of packets."""
+        compacted = {
+            points: pair.compact() for points, pair in self.pairs.items() if pair.piled_up() > COMPACT_EDGES
+        }
+        if compacted and self.on_compact is not None:
+            self.on_compact(compacted)
 
     def _resolve(self, i: int, j: int) -> None:
         a, b = self.points[i], self.points[j]
-        (merged_a, flows_a), (merged_b, flows_b) = a.merged_flows(), b.merged_flows()
+        (in_order_a, flows_a), (in_order_b, flows_b) = a.ordered_flows(), b.ordered_flows()
         errors = a.errors, b.errors
-        numbers_a, numbers_b = self.pairs[i, j].resolve(flows_a, flows_b, errors, (merged_a, merged_b))
+        numbers_a, numbers_b = self.pairs[i, j].resolve(flows_a, flows_b, errors, (in_order_a, in_order_b))
         a.found_at(j)[numbers_a] = True
         b.found_at(i)[numbers_b] = True

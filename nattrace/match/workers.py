@@ -21,7 +21,6 @@ import numpy as np
 
 from nattrace.errors import NattraceError
 from nattrace.forking import may_fork
-from nattrace.match.flows import Flows, unwrapped
 from nattrace.match.prepare import Layer, Outcome, Preparation, Prepared
 from nattrace.match.rows import Rows
 from nattrace.table import COLUMNS, PacketTable
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nattrace.ingest.source import Capture, ReadOptions
+    from nattrace.match.flows import Flows
 
 #: A worker pays for its start from about this size on.
 WORKER_FILE_BYTES = 16 * 2**20
@@ -84,6 +84,8 @@ class Worker:
                         _translate(table, ("src", "dst"), handles)
                 for unread in chain.from_iterable(self._outcome.unread):
                     _translate(unread.packets, ("src", "dst"), handles)
+                for flows in self._outcome.flows.values():
+                    _translate(flows, ("low_address", "high_address"), handles)
                 for info in self._outcome.points:
                     info.openings.translate(handles)
                 return
@@ -93,7 +95,6 @@ class Worker:
             prepared = _assemble(point, layer, size_bytes, _read(self._slots[slot], layout))
             prepared.last = last
             _translate(prepared.rows.table, ("src", "dst"), handles)
-            _translate(prepared.flows, ("low_address", "high_address"), handles)
             yield prepared
             del prepared  # the slot is free again: whoever took the chunk has copied it
             with suppress(OSError):  # a worker that is done waits for no slot any more
@@ -171,16 +172,11 @@ _Layout = list[tuple[str, str, int, int]]  #: column, dtype, offset, rows
 def _columns(prepared: Prepared) -> dict[str, NDArray[Any]]:
     columns = {f"table.{name}": getattr(prepared.rows.table, name) for name in COLUMNS}
     columns |= {f"rows.{name}": getattr(prepared.rows, name) for name in _ROW_COLUMNS}
-    columns |= {f"flows.{name}": getattr(prepared.flows, name) for name in _FLOW_COLUMNS}
     if prepared.carrier is not None:
-        columns |= {f"flows.{name}": getattr(prepared.flows, name) for name in _WRAP_COLUMNS}
         columns["carrier"] = prepared.carrier
     return columns
 
 
-#: What flows are wrapped in is sent only of packets in tunnels.
-_WRAP_COLUMNS = ("wrap_forward", "wrap_backward")
-_FLOW_COLUMNS = tuple(f.name for f in fields(Flows) if f.name not in _WRAP_COLUMNS)
 _ROW_COLUMNS = tuple(f.name for f in fields(Rows) if f.name not in ("table", "said"))
 
 
@@ -208,10 +204,8 @@ def _assemble(point: int, layer: Layer, size_bytes: int, columns: dict[str, NDAr
         return {k.removeprefix(prefix): v for k, v in columns.items() if k.startswith(prefix)}
 
     rows = Rows(PacketTable(**part("table.")), **part("rows."))
-    wraps = dict.fromkeys(_WRAP_COLUMNS, unwrapped(columns["flows.hash"].size))
-    flows = Flows(**wraps | {name: column.copy() for name, column in part("flows.").items()})
     carrier = columns["carrier"].copy() if "carrier" in columns else None
-    return Prepared(point, rows, flows, size_bytes, layer, carrier)
+    return Prepared(point, rows, size_bytes, layer, carrier)
 
 
 def _translate(columns: PacketTable | Flows, names: tuple[str, str], handles: NDArray[np.uint32]) -> None:

@@ -42,8 +42,8 @@ class Assembly:
     conversations: Conversations
     edges: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]]  #: see `Rewrites.edges`
     reasons: dict[int, NDArray[np.uint8]]  #: reason code of every packet number, 0 for matched
-    flow_rows: dict[int, NDArray[np.int64]]  #: conversation row of every partial flow
-    merged_flow: dict[int, NDArray[np.int64]]  #: merged flow of every partial flow
+    flow_rows: dict[int, NDArray[np.int64]]  #: conversation row of every flow, by its number
+    merged_flow: dict[int, NDArray[np.int64]]  #: place of every flow number among the ordered flows
     matched: list[int]
     unmatched: list[Counter[str]]
     errors: ErrorOutcome | None  #: None where no point saw an ICMP error
@@ -66,7 +66,7 @@ def assemble(
     by how much two layers' clocks may still differ (ns; None: unknown). `cut_off` when some capture has no whole
     packets.
     """
-    merged = [state.merged_flows() for state in matcher.points]
+    merged = [state.ordered_flows() for state in matcher.points]
     flows = [flow for flow, _ in merged]
     coverage = replace(_coverage(flows, layers, spans), cut_off=cut_off)
     pairs: dict[tuple[int, int], PairEvidence] = {}

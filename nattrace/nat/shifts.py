@@ -49,7 +49,7 @@ def sequence_shifts(
 ) -> list[SequenceShift]:
     """Return the shifts of all conversations, in the order of their ids and of time, at most MAX_SHIFTS.
 
-    `flows` maps the partial flows of each point to merged ones, `hop_of_edge` a pair's merged edges to hops.
+    `flows` maps the flow numbers of each point to their places in order, `hop_of_edge` a pair's merged edges to hops.
     """
     found: list[tuple[tuple[int, int, int], SequenceShift]] = []
     for pair, state in sorted(states.items()):

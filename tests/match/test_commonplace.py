@@ -25,7 +25,7 @@ def said_by_others(payloads: list[bytes], folder: Path) -> list[bool]:
     for payload in payloads:
         network.wait_us(10)
         network.send(c, payload)
-    rows, _ = Rows.prepare(decoded(network.write(folder).paths["here"]), 0)
+    rows, _ = Rows.prepare(decoded(network.write(folder).paths["here"]))
     found: list[bool] = commonplace(rows, np.arange(len(payloads))).tolist()
     return found
 
@@ -45,7 +45,7 @@ def test_a_payload_of_equal_bytes_is_commonplace_even_when_sent_once(
 
 
 def test_tcp_is_never_commonplace() -> None:
-    rows, _ = Rows.prepare(table([{"protocol": TCP, "seq": n} for n in (7, 7, 8)]), 0)
+    rows, _ = Rows.prepare(table([{"protocol": TCP, "seq": n} for n in (7, 7, 8)]))
     assert not commonplace(rows, np.arange(3)).any()
 
 

@@ -101,7 +101,7 @@ def rows_of(packets: list[tuple[int, int, int]], *, flows: int = 1) -> Rows:
     table.time_ns[:], table.content_hash[:], table.ip_id[:] = np.array(packets, np.int64).T
     table.protocol[:], table.version[:], table.src[:], table.dst[:] = UDP, 4, 1, 2
     table.sport[:] = np.arange(len(packets)) % flows
-    return Rows.prepare(table, 0)[0]
+    return Rows.prepare(table)[0]
 
 
 def slowly(first: Rows, second: Rows, pairs: list[tuple[int, int]]) -> list[bool]:

@@ -13,7 +13,7 @@ import pytest
 from nattrace.errors import NattraceError
 from nattrace.ingest import ReadOptions, open_capture, parse_sources
 from nattrace.match import prepare, workers
-from nattrace.match.prepare import Preparation
+from nattrace.match.prepare import FIRST_LAYER, Preparation
 from nattrace.match.workers import Worker
 from nattrace.table import COLUMNS
 
@@ -37,7 +37,8 @@ def test_chunks_are_those_made_in_this_process(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(prepare, "CHUNK_PACKETS", 1)
     options, here = ReadOptions(), ReadOptions()
     (source,) = parse_sources([str(CAPTURE)])
-    wanted = list(Preparation(open_capture(source, here), here).chunks())
+    preparation = Preparation(open_capture(source, here), here)
+    wanted = list(preparation.chunks())
     with closing(opened(options)) as worker:
         count = 0
         texts: list[list[str]] = []
@@ -46,12 +47,12 @@ def test_chunks_are_those_made_in_this_process(monkeypatch: pytest.MonkeyPatch) 
             for name in COLUMNS:
                 found = getattr(chunk.rows.table, name)
                 assert np.array_equal(found, getattr(expected.rows.table, name)), name
-            for flows, book in ((chunk.flows, options.book), (expected.flows, here.book)):
-                texts.append(
-                    [book.text(*pair) for pair in zip(flows.version, flows.low_address, strict=True)]
-                )
-            assert texts[-1] == texts[-2]
+            assert np.array_equal(chunk.rows.flow, expected.rows.flow)
         assert count == len(wanted) > 0
+        for outcome, book in ((worker.outcome(), options.book), (preparation.outcome(), here.book)):
+            flows = outcome.flows[0, FIRST_LAYER]
+            texts.append([book.text(*pair) for pair in zip(flows.version, flows.low_address, strict=True)])
+        assert texts[0] == texts[1]
         assert worker.outcome().points[0].packets == 64
     assert no_children()
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from packet_rows import table
 
-from nattrace.match.flows import Flows, group_flows
 from nattrace.match.keys import flow_hash
+from nattrace.match.roll import FlowRoll
 from nattrace.nat.conversations import (
     CHANGED_DPORT,
     CHANGED_DST,
@@ -53,7 +53,9 @@ def test_an_icmp_id_belongs_to_the_source_unless_only_the_destination_changed(
 def opener(*packets: dict[str, Any]) -> tuple[int, int]:
     """Return the address and port that a single point takes for the side that opened the conversation."""
     rows = table([{"version": 4, "time_ns": n} | packet for n, packet in enumerate(packets)])
-    flows: Flows = group_flows(rows, *flow_hash(rows))[0]
+    roll = FlowRoll()
+    roll.number(rows, *flow_hash(rows))
+    flows = roll.flows()
     assert len(flows) == 1
     low = bool(opening_side(flows)[0])
     side = "low" if low else "high"

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nattrace.match.roll import Lives
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from nattrace.match.clock.compare import Correction
     from nattrace.match.flows import Flows
     from nattrace.match.prepare import Prepared
-    from nattrace.match.rows import Rows
     from nattrace.table import PacketTable
 
 #: A packet without a time (pcapng's simple packet block) has this one, which is nobody's reading.
@@ -36,6 +37,7 @@ class Corrected:
     _frames: dict[int, list[NDArray[np.uint32]]] = field(default_factory=dict)
     _times: dict[int, list[NDArray[np.int64]]] = field(default_factory=dict)
     _spans: dict[int, tuple[int, int]] = field(default_factory=dict)
+    _lives: dict[int, Lives] = field(default_factory=dict)
 
     def apply(self, capture: int, point: int, chunk: Prepared) -> None:
         """Put the reference clock's time into a chunk of a capture's point, where it has another clock."""
@@ -47,11 +49,17 @@ class Corrected:
         self._times.setdefault(point, []).append(table.time_ns.copy())
         time_ns = correction.reference_time(table.frame, table.time_ns)
         table.time_ns = np.where(table.time_ns == NO_TIME_NS, NO_TIME_NS, time_ns)
-        _time_flows(chunk.flows, chunk.rows)
+        lives = self._lives.setdefault(point, Lives())
+        lives.note(chunk.rows.flow, table.time_ns, chunk.rows.backward)
         timed = table.time_ns[table.time_ns != NO_TIME_NS]
         if timed.size:
             first, last = self._spans.get(point, (2**62, -(2**62)))
             self._spans[point] = min(first, int(timed.min())), max(last, int(timed.max()))
+
+    def apply_to_flows(self, point: int, flows: Flows) -> None:
+        """Make a point's flows begin and end with their corrected packets."""
+        if point in self._lives:
+            self._lives[point].tell(flows)
 
     def apply_to_errors(self, capture: int, point: int, table: PacketTable) -> None:
         """Put the reference clock's time into the ICMP errors of a capture's point."""
@@ -87,21 +95,3 @@ class Recorded:
     def times(self, frame: NDArray[np.uint32]) -> NDArray[np.int64]:
         """Return the recorded time of each frame, all of which the point has."""
         return self._time_ns[np.searchsorted(self._frame, frame)]
-
-
-def _time_flows(flows: Flows, rows: Rows) -> None:
-    """Make a chunk's flows begin and end with its corrected times."""
-    time_ns = rows.table.time_ns
-    order = np.lexsort((time_ns, rows.flow))
-    flow = rows.flow[order]
-    starts = np.flatnonzero(np.append(True, flow[1:] != flow[:-1]))
-    stops = np.append(starts[1:], flow.size) - 1
-    which = flow[starts]
-    for name, value in (
-        ("first_ns", time_ns[order[starts]]),
-        ("last_ns", time_ns[order[stops]]),
-        ("first_backward", rows.backward[order[starts]]),
-    ):
-        column = getattr(flows, name).copy()
-        column[which] = value
-        setattr(flows, name, column)

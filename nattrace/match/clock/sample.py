@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nattrace.match.keys import ACK_END
+from nattrace.match.keys import ACK_END, flow_hash
 from nattrace.table import KIND, NAMED, TCP
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from nattrace.match.flows import Flows
     from nattrace.match.rows import Rows
 
 #: Packets kept of all captures together (58 bytes each), and of each of them at most and at least.
@@ -84,14 +83,14 @@ class Sample:
     _parts: list[Sampled] = field(default_factory=list)
     _kept: int = 0
 
-    def add(self, point: int, rows: Rows, flows: Flows) -> None:
-        """Take in freshly prepared packets of a point; `rows.flow` are indices into `flows`."""
+    def add(self, point: int, rows: Rows) -> None:
+        """Take in freshly prepared packets of a point."""
         chosen = np.flatnonzero((rows.exact & self._mask()) == 0)
         time_ns = rows.table.time_ns[chosen]
         chosen = chosen[(time_ns > 0) & (time_ns < LAST_NS)]  # simple packet blocks have no time
         if not chosen.size:
             return
-        part = _packets(point, rows, flows, chosen)
+        part = _packets(point, rows, chosen)
         self._parts.append(part)
         self._kept += len(part)
         while self._kept > self.limit:
@@ -128,7 +127,7 @@ def samples(sizes_bytes: Sequence[int]) -> list[Sample]:
     ]
 
 
-def _packets(point: int, rows: Rows, flows: Flows, chosen: NDArray[np.int64]) -> Sampled:
+def _packets(point: int, rows: Rows, chosen: NDArray[np.int64]) -> Sampled:
     table = rows.table
     ip_id = table.ip_id[chosen]
     tcp = table.protocol[chosen] == TCP
@@ -146,7 +145,7 @@ def _packets(point: int, rows: Rows, flows: Flows, chosen: NDArray[np.int64]) ->
         frame=table.frame[chosen],
         point=np.full(chosen.size, point),
         number=rows.number[chosen],
-        flow=flows.hash[rows.flow[chosen]],
+        flow=flow_hash(table.take(chosen))[0],
         backward=rows.backward[chosen],
         ttl=table.ttl[chosen],
         ip_id=ip_id,

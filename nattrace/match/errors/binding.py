@@ -60,7 +60,7 @@ def match_quoted(
 ) -> Matches:
     """Match the packets that the errors quote which have `bound` their flows: the only one of its direction.
 
-    Nothing else can be what is quoted at both points. `members` map partial flows to the merged `flows`.
+    Nothing else can be what is quoted at both points. `members` map flow numbers to places in `flows`.
     """
     lanes = Lanes.of(rows_a, rows_b, *members, bound)
     chosen, keys = [], []

@@ -192,7 +192,7 @@ def find_anchors(
 ) -> tuple[Anchors, Anchors]:
     """Return the anchors between two points' rows that agree on something, and those that do not.
 
-    `flows_a` and `flows_b` map the rows' partial flows to merged ones, of which `edges` says what is bound; so
+    `flows_a` and `flows_b` map the rows' flow numbers to flows in order, of which `edges` says what is bound; so
     many of them, the first ones, by packets with unshifted numbers. `walked`, of shape (2, n), are pairs found
     otherwise, without IP ids, of which no others are believed of the first point's `doubtful` rows (see `walk`).
     """

@@ -74,8 +74,8 @@ def match_shifted(
 ) -> Shifted:
     """Match TCP packets whose numbers are shifted or whose options differ.
 
-    The rows are those that stricter rules have left, `lanes` theirs. `flows_a` and `flows_b` map their partial flows to merged
-    ones, of which `edges` says what is bound.
+    The rows are those that stricter rules have left, `lanes` theirs. `flows_a` and `flows_b` map their flow numbers to flows in
+    order, of which `edges` says what is bound.
     """
     rows_a, rows_b = (replace(rows, table=comparable(rows.table)) for rows in (rows_a, rows_b))
     walked, doubtful = walk(rows_a, rows_b, lanes)
