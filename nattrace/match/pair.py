@@ -299,7 +299,9 @@ class PairState:
                 left_b, moved = shifted.numbering.of_first_point(left_b, flows_b)
             # where numbers are shifted, and nobody knows by how much, equal ones are not the same bytes
             own = lanes.take(open_a, open_b).without(
-                np.flatnonzero(np.isin(flows_a[left_a.flow], shifted.moved_a)),
+                np.flatnonzero(
+                    np.isin(flows_a[left_a.flow], shifted.moved_a) | np.isin(open_a, shifted.unknown_a)
+                ),
                 np.flatnonzero(np.isin(flows_b[left_b.flow], shifted.moved_b)),
             )
             heads = heads.among(open_a, open_b)
@@ -380,4 +382,5 @@ class PairState:
                 side, left.take(rows), np.full(rows.size, TIED, np.uint8), frames[first].reshape(-1, 1)
             )
         done_a[open_a[a[same]]], done_b[open_b[b[same]]] = True, True
-        return replace(found, matches=matches), np.stack([open_a[a[free & ~same]], open_b[b[free & ~same]]])
+        found = replace(found, matches=matches, unknown_a=open_a[found.unknown_a])
+        return found, np.stack([open_a[a[free & ~same]], open_b[b[free & ~same]]])

@@ -8,6 +8,7 @@ itself (SYNPROXY: the handshake) has no other self, and is said to be so.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +17,7 @@ import numpy as np
 from nattrace.match import evidence
 from nattrace.match.edges import Edges, edges_of
 from nattrace.match.keys import M1, M2, mix
+from nattrace.match.lanes import Lanes
 from nattrace.match.outcome import Matches, Shifts
 from nattrace.match.pairing import unique_pairs
 from nattrace.match.renumber.anchors import (
@@ -36,7 +38,6 @@ from nattrace.table import TCP_SYN
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from nattrace.match.lanes import Lanes
     from nattrace.match.rows import Rows
     from nattrace.table import AddressBook, PacketTable
 
@@ -48,7 +49,8 @@ class Shifted:
     """What was found: matches, shifts, and the rows of either side that a proxy made or swallowed.
 
     `suspect_a[i]` could be `suspect_b[i]`, and too little speaks for it. Of `moved_a` and `moved_b`, merged flows,
-    equal numbers are not equal bytes, and nobody knows which are. `edges` are of flows that anchors alone bind.
+    equal numbers are not equal bytes, and nobody knows which are; nor of the rows `unknown_a`. `edges` are of flows
+    that anchors alone bind.
     """
 
     matches: Matches
@@ -59,6 +61,7 @@ class Shifted:
     suspect_b: NDArray[np.int64]
     moved_a: NDArray[np.int64]
     moved_b: NDArray[np.int64]
+    unknown_a: NDArray[np.int64]
     edges: Edges
     numbering: Numbering | None
 
@@ -78,20 +81,28 @@ def match_shifted(
     order, of which `edges` says what is bound.
     """
     rows_a, rows_b = (replace(rows, table=comparable(rows.table)) for rows in (rows_a, rows_b))
-    walked, doubtful = walk(rows_a, rows_b, lanes)
-    anchors, suspects = find_anchors(rows_a, rows_b, flows_a, flows_b, edges, len(edges), walked, doubtful)
+    walked = walk(rows_a, rows_b, lanes, edges)
+    anchors, suspects = find_anchors(
+        rows_a, rows_b, flows_a, flows_b, edges, len(edges), walked.pairs, walked.rows
+    )
     new = anchors.take(~anchors.bound)
     learned = Matches(new.a, new.b, np.zeros(len(new), np.uint16))
     fresh = edges_of(rows_a, rows_b, learned, flows_a, flows_b) if len(new) else Edges.empty()
     if len(fresh):
         # flows that anchors bind may have further ones, of which both numbers are shifted or payloads rewritten
+        own = Lanes.of(rows_a, rows_b, flows_a, flows_b, fresh)
+        walked += walk(rows_a, rows_b, own, fresh, _begun(new, own))
         anchors, suspects = find_anchors(
-            rows_a, rows_b, flows_a, flows_b, Edges.concatenate([edges, fresh]), len(edges), walked, doubtful
-        )
+            rows_a, rows_b, flows_a, flows_b, Edges.concatenate([edges, fresh]), len(edges), walked.pairs,
+            walked.rows,
+        )  # fmt: skip
     nothing = np.empty(0, np.int64)
     # without an IP id, equal lengths and one equal number are too common to bar anything
     moved = suspects.take(suspects.moved & suspects.sure)
-    doubt = suspects.a, suspects.b, moved.flow_a, moved.flow_b, fresh
+    doubt = (
+        np.concatenate([suspects.a, walked.possible[0]]), np.concatenate([suspects.b, walked.possible[1]]),
+        moved.flow_a, moved.flow_b, walked.unknown, fresh,
+    )  # fmt: skip
     if not len(anchors):
         none = Matches(nothing, nothing, np.empty(0, np.uint16))
         return Shifted(none, None, nothing, nothing, *doubt, None)
@@ -100,7 +111,7 @@ def match_shifted(
     there = _Side.of(rows_b, known.lanes(flows_b[rows_b.flow], known.flow_b), known.first_b)
     there.backward ^= known.swap[there.lane]
     agreed = known.one_to_one()
-    here = here.without(np.concatenate([known.anchors.a[agreed], doubtful]))
+    here = here.without(np.concatenate([known.anchors.a[agreed], walked.rows]))
     there = there.without(known.anchors.b[agreed])
     a, b, shifted = _by_numbers(here, there, known)
     every_a = np.concatenate([known.anchors.a[agreed], here.rows[a]])
@@ -117,6 +128,18 @@ def match_shifted(
         *doubt,
         Numbering.of(rows_b, known.anchors, known.lane, known.flow_b, known.swap, known.unshifted),
     )
+
+
+def _begun(anchors: Anchors, lanes: Lanes) -> dict[int, list[tuple[int, int]]]:
+    """Return the shifts of both directions that anchors tell of each edge, the first ones first."""
+    order = np.argsort(anchors.time_ns, kind="stable")
+    edge = lanes.lane_a[anchors.a] >> 1
+    begun: dict[int, dict[tuple[int, int], None]] = defaultdict(dict)
+    for each, forward, backward in zip(
+        edge[order].tolist(), anchors.forward[order].tolist(), anchors.backward[order].tolist(), strict=True
+    ):
+        begun[each][forward, backward] = None
+    return {each: list(shifts) for each, shifts in begun.items()}
 
 
 @dataclass(slots=True)
