@@ -129,9 +129,10 @@ def _signals() -> Iterator[_Interrupts]:
     before: dict[int, Any] = {}
     try:
         for number in numbers:
-            # A signal that was ignored (nohup) stays so. Only the main thread may set handlers (signal(2)).
+            # As in tcpdump: nohup's SIGHUP stays ignored. SIGINT does not: scripts start what they will interrupt with
+            # `&`, which ignores it. Only the main thread may set handlers (signal(2)).
             with suppress(ValueError):
-                if signal.getsignal(number) is not signal.SIG_IGN:
+                if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                     before[number] = signal.signal(number, interrupts)
         yield interrupts
     finally:

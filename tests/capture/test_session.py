@@ -166,6 +166,17 @@ def test_a_signal_ends_it_as_it_should_be_ended(diary: list[str], which: signal.
     assert signal.getsignal(which) is before
 
 
+def test_what_a_script_starts_in_the_background_can_be_interrupted(diary: list[str]) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        manifest = run_session([A], lambda p: Scripted(p, diary), Options(duration_s=30))
+        assert manifest.stopped_by == "signal"
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_second_signal_ends_it_at_once_and_leaves_nothing_running(diary: list[str]) -> None:
     class Deaf(Scripted):
         def send(self, which: signal.Signals) -> None:
