@@ -73,6 +73,10 @@ class Coverage:
         inside: NDArray[np.bool_] = (time_ns > self.first_ns[point]) & (time_ns < self.last_ns[point])
         return inside & bool(self.complete[point])
 
+    def placed(self, point: int) -> bool:
+        """Say whether it is known when the point's packets were seen."""
+        return bool(self.first_ns[point] <= self.last_ns[point])
+
     def unparted(self, hops: Hops) -> NDArray[np.bool_]:
         """Say of which hops both flows have all their packets where the hop looks for them.
 
@@ -395,7 +399,7 @@ def _missing(
     if rows.size:
         time = record.time_ns[rows]
         covered = coverage.sure(other, time) & coverage.sure(other, time + pair.margin_ns)
-        covered &= unparted[place.hop[rows]]
+        covered &= unparted[place.hop[rows]] & coverage.placed(point)
         sending = place.sending[rows]
         covered &= ~onward.seen(point, other, record.number[rows], record.flow[rows], place.reply[rows])
         verdict = np.where(covered, LOST, UNKNOWABLE)

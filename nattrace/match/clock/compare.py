@@ -40,6 +40,10 @@ _BITS_CONNECTION, _BITS_COUNTER, _BITS_JUMP, _BITS_LANE = 48, 16, 8, 24
 _COUNTED = 16
 
 
+#: So many packets at an end of a capture that contradict all others are too few for a line, and too many for chance.
+_AT_AN_END = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
     """Where one capture passes from one line to the next: between two frames of its file, or two readings."""
@@ -56,6 +60,7 @@ class Correction:
 
     lines: tuple[Line, ...]
     turns: tuple[Turn, ...] = ()
+    whole: bool = True  #: False: some packets' times are nobody's, for which no line is believed
 
     def reference_time(self, frame: NDArray[np.uint32], time_ns: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the reference clock's time (int64 ns) for readings at the given frames of the file."""
@@ -242,13 +247,50 @@ def _link(
         reference_ns, side, lane = reference_ns[order], side[order], lane[order]
     bounds = Bounds(far.time_ns, far.time_ns - reference_ns, side)
     pieces = fit(bounds, tick_ns)
-    if pieces is None or not all(_to_be_believed(bounds, far, lane, piece) for piece in pieces):
+    pieces = None if pieces is None else _believed(bounds, far, lane, pieces)
+    if not pieces:
         return None
     errors = [piece.line.bound_ns for piece in pieces]
     known = [error for error in errors if error is not None]
     bound = max(known) if len(known) == len(errors) else None
     captures = [n for n, g in enumerate(group) if g == child]
-    return bound, {n: _correction(pieces, far, owner == n) for n in captures}
+    whole = _is_whole(bounds, pieces)
+    return bound, {n: _correction(pieces, far, owner == n, whole=whole) for n in captures}
+
+
+def _believed(
+    bounds: Bounds, far: Sampled, lane: NDArray[np.uint64], pieces: list[Piece]
+) -> list[Piece] | None:
+    """Return the lines to be believed; None where that leaves too much of what was compared.
+
+    A clock that is set just after a capture began, or before it ends, leaves few packets to say so. Lines that are as
+    near to a believed one as packets are matched without any are kept all the same; a short one that is further away
+    is left out: its packets, taken for the next line's, are found nowhere, and nobody knows what the capture missed.
+    """
+    sure = [piece for piece in pieces if _to_be_believed(bounds, far, lane, piece)]
+    kept = []
+    for piece in pieces:
+        here = bounds.take(slice(piece.start, piece.stop))
+        at_ns = int(here.time_ns[0])
+        agree = np.abs(here.delta_ns - piece.line.offsets(here.time_ns)) <= REACH_NS
+        away_ns = min(
+            (abs(each.line.offset(at_ns) - piece.line.offset(at_ns)) for each in sure), default=2**62
+        )
+        if piece in sure or (away_ns <= REACH_NS and agree.mean() >= MIN_SHARE):
+            kept.append(piece)
+        elif piece.stop - piece.start > 2 * MIN_KEYS:
+            return None
+    return kept if 2 * sum(piece.stop - piece.start for piece in kept) > len(bounds) else None
+
+
+def _is_whole(bounds: Bounds, pieces: list[Piece]) -> bool:
+    """Say whether the lines hold from the first packet to the last: none was left out, nor put aside at an end."""
+    agree = np.zeros(len(bounds), np.bool_)
+    for piece in pieces:
+        of = bounds.take(slice(piece.start, piece.stop))
+        agree[piece.start : piece.stop] = np.abs(of.delta_ns - piece.line.offsets(of.time_ns)) <= REACH_NS
+    whole = sum(piece.stop - piece.start for piece in pieces) == len(bounds)
+    return whole and bool(agree[:_AT_AN_END].any() and agree[-_AT_AN_END:].any())
 
 
 def _to_be_believed(bounds: Bounds, far: Sampled, lane: NDArray[np.uint64], piece: Piece) -> bool:
@@ -292,7 +334,7 @@ def _bits(packets: Sampled, lane: NDArray[np.uint64]) -> int:
     return connections * _BITS_CONNECTION + int(bits.sum())
 
 
-def _correction(pieces: list[Piece], far: Sampled, mine: NDArray[np.bool_]) -> Correction:
+def _correction(pieces: list[Piece], far: Sampled, mine: NDArray[np.bool_], *, whole: bool) -> Correction:
     """Return one capture's correction: lines are its clock's, frames its own."""
     turns = []
     for piece in pieces[1:]:
@@ -306,4 +348,4 @@ def _correction(pieces: list[Piece], far: Sampled, mine: NDArray[np.bool_]) -> C
                 time_after_ns=int(far.time_ns[piece.start]),
             )
         )
-    return Correction(tuple(piece.line for piece in pieces), tuple(turns))
+    return Correction(tuple(piece.line for piece in pieces), tuple(turns), whole)

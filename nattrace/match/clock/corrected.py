@@ -37,6 +37,7 @@ class Corrected:
     _frames: dict[int, list[NDArray[np.uint32]]] = field(default_factory=dict)
     _times: dict[int, list[NDArray[np.int64]]] = field(default_factory=dict)
     _spans: dict[int, tuple[int, int]] = field(default_factory=dict)
+    _partly: set[int] = field(default_factory=set)
     _lives: dict[int, Lives] = field(default_factory=dict)
 
     def apply(self, capture: int, point: int, chunk: Prepared) -> None:
@@ -55,6 +56,8 @@ class Corrected:
         if timed.size:
             first, last = self._spans.get(point, (2**62, -(2**62)))
             self._spans[point] = min(first, int(timed.min())), max(last, int(timed.max()))
+        if not correction.whole:
+            self._partly.add(point)
 
     def apply_to_flows(self, point: int, flows: Flows) -> None:
         """Make a point's flows begin and end with their corrected packets."""
@@ -72,7 +75,9 @@ class Corrected:
         table.time_ns = np.where(table.time_ns == NO_TIME_NS, NO_TIME_NS, time_ns)
 
     def span(self, point: int, info: PointInfo) -> tuple[int | None, int | None]:
-        """Return when a point's first and last packet were seen, on the reference clock."""
+        """Return when a point's first and last packet were seen, on the reference clock; None where some are unknown."""
+        if point in self._partly:
+            return None, None
         return self._spans.get(point, (info.first_ns, info.last_ns))
 
     def recorded(self) -> dict[int, Recorded]:
