@@ -20,8 +20,9 @@ from nattrace.match.lanes import Lanes
 from nattrace.match.outcome import ABSENT, ANSWERED, TIED, Matches, Shifts, Unmatched
 from nattrace.match.renumber.anchors import worth_waiting
 from nattrace.match.renumber.renumbered import Identifications
+from nattrace.match.renumber.rewritten import match_rewritten, may_be_rewritten
 from nattrace.match.renumber.shifted import Shifted, match_shifted
-from nattrace.match.renumber.unseen import may_be_rewritten, unseen_ties
+from nattrace.match.renumber.unseen import may_be_unseen, unseen_ties
 from nattrace.match.resize.datagrams import Firsts
 from nattrace.match.resize.heads import HEAD_BYTES, match_heads
 from nattrace.match.resize.pieces import Pieces, Resized
@@ -187,6 +188,7 @@ class PairState:
             tables = [(others.table, np.flatnonzero(open_others))]
             tables += [(part.table, np.arange(len(part))) for part in recent]
             waits[alone] = worth_waiting(rows.table, left[alone], tables)
+            waits[alone] |= may_be_unseen(rows.table, left[alone], tables)
             waits[alone] |= may_be_rewritten(rows.table, left[alone], tables)
         if waits.any():
             waiter = rows.take(left[waits])
@@ -311,6 +313,16 @@ class PairState:
             pieces = pieces.of_rows(open_a, open_b)
             self.commit_pieces(rows_a, rows_b, pieces)
             note_matched(pieces.a, pieces.b)
+            # what may be a piece of something is no datagram that was rewritten
+            free_a, free_b = (
+                np.setdiff1d(np.flatnonzero(~done), tied)
+                for done, tied in ((done_a, pieces.tied_a), (done_b, pieces.tied_b))
+            )
+            left_a, left_b = rows_a.take(free_a), rows_b.take(free_b)
+            found, perhaps = match_rewritten(left_a, left_b, lanes.take(free_a, free_b))
+            self.commit(left_a, left_b, found)
+            note_matched(free_a[found.a], free_b[found.b])
+            suspects = np.concatenate([suspects, np.stack([free_a[perhaps[0]], free_b[perhaps[1]]])], axis=1)
             open_a, open_b = np.flatnonzero(~done_a), np.flatnonzero(~done_b)
             left_a, left_b = rows_a.take(open_a), rows_b.take(open_b)
             of_a, of_b = unseen_ties(left_a, left_b, lanes.take(open_a, open_b))

@@ -35,7 +35,7 @@ def unseen_rows(table: PacketTable, rows: NDArray[np.int64]) -> NDArray[np.int64
     return chosen
 
 
-def may_be_rewritten(
+def may_be_unseen(
     table: PacketTable, rows: NDArray[np.int64], others: Sequence[tuple[PacketTable, NDArray[np.int64]]]
 ) -> NDArray[np.bool_]:
     """Return which of the given rows have an end and identification of some unseen one of the other point.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from lab.scenarios import (
     addresses,
     basic,
+    datagram_helpers,
     helpers,
     icmp_errors,
     nat64_errors,
@@ -44,6 +45,7 @@ FAMILIES = (
     tunnels,
     translators,
     helpers,
+    datagram_helpers,
     proxies,
 )
 

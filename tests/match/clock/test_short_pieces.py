@@ -16,8 +16,9 @@ from nattrace.model import Unmatched
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nattrace import Report
     from simulation import Simulated
+
+    from nattrace import Report
 
 #: Packets that the shortest pieces are made of, at most.
 FEW = 16
