@@ -17,12 +17,13 @@ from nattrace.errors import InputError
 from nattrace.ingest.chunks import gather
 from nattrace.ingest.linktypes import LINUX_SLL2, link_type_name
 from nattrace.ingest.source import PointInfo, Records
-from nattrace.model import Comment
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Sequence
 
     from numpy.typing import NDArray
+
+    from nattrace.model import Comment
 
 #: Points of one capture. A host has some hundred interfaces; each point costs a decoder call a chunk, so a
 #: file that names a new interface in every packet must not set the pace.
@@ -145,6 +146,8 @@ class PointList:
             return
         self._comments += 1
         self._comment_bytes += len(text)
+        from nattrace.model import Comment  # noqa: PLC0415 - most captures have no comments
+
         kept = Comment(frame, text.decode("utf-8", "replace"))
         if interface.point is None:
             interface.comments.append(kept)

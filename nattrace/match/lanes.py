@@ -67,25 +67,26 @@ def edge_of(
         if side
         else (edges.flow_a, edges.first_ns, edges.last_ns)
     )
-    order = np.argsort(edge_flow, kind="stable")  # nearly free: merged edges come in order of flow_a
-    owner = edge_flow[order]
-    if (owner[1:] == owner[:-1]).any():
-        order = np.lexsort((first_ns, edge_flow))
-    low = np.searchsorted(owner, flow, "left")
-    high = np.searchsorted(owner, flow, "right")
-    result = np.full(flow.size, -1, np.int64)
-    single = high - low == 1
-    result[single] = order[low[single]]
-    several = np.flatnonzero(high - low > 1)
+    # flows are small numbers, or -1, for which there is a place of no edge at the end
+    places = 2 + max(int(edge_flow.max(initial=0)), int(flow.max(initial=0)))
+    count = np.bincount(edge_flow, minlength=places)
+    edge_at = np.empty(places, np.int64)
+    edge_at[edge_flow] = np.arange(edge_flow.size)
+    result = np.where(count[flow] == 1, edge_at[flow], -1)
+    several = np.flatnonzero(count[flow] > 1)
     if several.size:
+        order = np.flatnonzero(count[edge_flow] > 1)
+        order = order[np.lexsort((first_ns[order], edge_flow[order]))]
+        low = np.searchsorted(edge_flow[order], flow[several], "left")
+        high = np.searchsorted(edge_flow[order], flow[several], "right")
         first, last = first_ns[order], last_ns[order]
         t = time_ns[several]
         covering = np.zeros(several.size, np.int64)
         choice = np.full(several.size, -1, np.int64)
-        ends = last[low[several]]
+        ends = last[low]
         for step in range(int((high - low).max())):
-            slot = low[several] + step
-            valid = slot < high[several]
+            slot = low + step
+            valid = slot < high
             slot = np.minimum(slot, order.size - 1)
             inside = valid & (first[slot] <= t) & (t <= last[slot])
             covering += inside
@@ -93,9 +94,9 @@ def edge_of(
             # edges of a flow are in order of their first packet; their last packets need not be
             ends = np.where(valid, np.maximum(ends, last[slot]), ends)
         result[several] = np.where(covering == 1, choice, -1)
-        early, late = t < first[low[several]], t > ends
-        result[several[early]] = order[low[several[early]]]
-        result[several[late]] = order[high[several[late]] - 1]
+        early, late = t < first[low], t > ends
+        result[several[early]] = order[low[early]]
+        result[several[late]] = order[high[late] - 1]
     return result
 
 

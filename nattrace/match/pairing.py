@@ -89,6 +89,25 @@ def same_ranks(
     return order[first][even[in_a]], order[~first][even[in_b]] - time_a.size
 
 
+def _in_one(
+    group_a: NDArray[np.int64],
+    time_a: NDArray[np.int64],
+    group_b: NDArray[np.int64],
+    time_b: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return one number for each (group, time) of either side, which sorts as the two do; groups are dense ids."""
+    time = np.concatenate([time_a, time_b])
+    group = np.concatenate([group_a, group_b])
+    if not time.size:
+        return group_a, group_b
+    first, last = int(time.min()), int(time.max())
+    if int(group.max()).bit_length() + (last - first).bit_length() > 63:
+        time = np.unique(time, return_inverse=True)[1].reshape(-1)
+        first, last = 0, time.size
+    one = group << (last - first).bit_length() | (time - first)
+    return one[: time_a.size], one[time_a.size :]
+
+
 def _neighbours(
     group: NDArray[np.int64],
     time: NDArray[np.int64],
@@ -100,15 +119,7 @@ def _neighbours(
 
     Nearest is -1 and a distance `far` where the group has no such row.
     """
-    # The position of (group, time) in the other side, found by one merge of both sorted sequences.
-    order = np.lexsort(
-        (np.concatenate([np.zeros(other_time.size, np.int8), np.ones(time.size, np.int8)]),
-         np.concatenate([other_time, time]),
-         np.concatenate([other_group, group]))
-    )  # fmt: skip
-    is_own = order >= other_time.size
-    position = np.empty(time.size, np.int64)
-    position[order[is_own] - other_time.size] = (np.cumsum(~is_own))[is_own]
+    position = np.searchsorted(*_in_one(other_group, other_time, group, time), "right")
     best = np.full(time.size, far, np.int64)
     second = np.full(time.size, far, np.int64)
     nearest = np.full(time.size, -1, np.int64)

@@ -47,8 +47,21 @@ class Rows:
         """
         content, exact = packet_keys(table, residuals=not printed)
         hashes, backward = flow_hash(table)
-        number, flow = np.zeros(len(table), np.int64), np.zeros(len(table), np.int64)
-        return cls(table, content, exact, backward, number, flow, np.zeros(len(table), np.bool_)), hashes
+        return cls.numbered(table, content, exact, backward, 0, np.zeros(len(table), np.int64)), hashes
+
+    @classmethod
+    def numbered(
+        cls,
+        table: PacketTable,
+        content: NDArray[np.uint64],
+        exact: NDArray[np.uint64],
+        backward: NDArray[np.bool_],
+        first_number: int,
+        flow: NDArray[np.int64],
+    ) -> Rows:
+        """Return rows of packets that follow each other at their point."""
+        number = np.arange(first_number, first_number + len(table))
+        return cls(table, content, exact, backward, number, flow, np.zeros(len(table), np.bool_))
 
     @classmethod
     def concatenate(cls, parts: Sequence[Rows]) -> Rows:

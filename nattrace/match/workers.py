@@ -13,7 +13,6 @@ import pickle
 import signal
 import socket
 from contextlib import suppress
-from dataclasses import fields
 from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
@@ -89,10 +88,10 @@ class Worker:
                 for info in self._outcome.points:
                     info.openings.translate(handles)
                 return
-            slot, layout, point, layer, size_bytes, last, addresses = payload
+            slot, layout, point, layer, first_number, size_bytes, last, addresses = payload
             if addresses:
                 handles = np.concatenate([handles, self._options.book.extend(addresses)])
-            prepared = _assemble(point, layer, size_bytes, _read(self._slots[slot], layout))
+            prepared = _assemble(point, layer, first_number, size_bytes, _read(self._slots[slot], layout))
             prepared.last = last
             _translate(prepared.rows.table, ("src", "dst"), handles)
             yield prepared
@@ -131,7 +130,10 @@ def _work(capture: Capture, options: ReadOptions, connection: socket.socket, slo
             layout = _write(slots[slot], _columns(prepared))
             new = options.book.addresses(known)
             known += len(new)
-            message = (slot, layout, prepared.point, prepared.layer, prepared.size_bytes, prepared.last, new)
+            first_number = int(prepared.rows.number[0])
+            message = (
+                slot, layout, prepared.point, prepared.layer, first_number, prepared.size_bytes, prepared.last, new,
+            )  # fmt: skip
             _send(connection, ("chunk", message))
         _send(connection, ("end", (preparation.outcome(), options.book.addresses(known))))
     except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
@@ -177,7 +179,8 @@ def _columns(prepared: Prepared) -> dict[str, NDArray[Any]]:
     return columns
 
 
-_ROW_COLUMNS = tuple(f.name for f in fields(Rows) if f.name not in ("table", "said"))
+#: What else there is of fresh rows their first number tells.
+_ROW_COLUMNS = ("content", "exact", "backward", "flow")
 
 
 def _write(slot: mmap.mmap, columns: dict[str, NDArray[Any]]) -> _Layout | bytes:
@@ -199,11 +202,13 @@ def _read(slot: mmap.mmap, layout: _Layout | bytes) -> dict[str, NDArray[Any]]:
     return {name: np.ndarray(size, dtype, slot, start) for name, dtype, start, size in layout}
 
 
-def _assemble(point: int, layer: Layer, size_bytes: int, columns: dict[str, NDArray[Any]]) -> Prepared:
+def _assemble(
+    point: int, layer: Layer, first_number: int, size_bytes: int, columns: dict[str, NDArray[Any]]
+) -> Prepared:
     def part(prefix: str) -> dict[str, NDArray[Any]]:
         return {k.removeprefix(prefix): v for k, v in columns.items() if k.startswith(prefix)}
 
-    rows = Rows(PacketTable(**part("table.")), **part("rows."))
+    rows = Rows.numbered(PacketTable(**part("table.")), first_number=first_number, **part("rows."))
     carrier = columns["carrier"].copy() if "carrier" in columns else None
     return Prepared(point, rows, size_bytes, layer, carrier)
 

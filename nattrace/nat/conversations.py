@@ -354,6 +354,11 @@ def _lonely_status(
             passing = (hops.from_point == point) & (hops.to_point == other)
             if coverage.cut_off:
                 passing &= ~other_version
+            lost = (lonely.reply[here] == 0) & (status[here] == ONE_SIDED)
+            lost &= coverage.sure(int(other), lonely.first_ns[here])
+            lost &= coverage.sure(int(other), lonely.last_ns[here])
+            if not lost.any():
+                continue
             alike = np.zeros(here.size, np.bool_)
             for end in ("src", "dst"):
                 key = getattr(before, end)[passing].astype(np.uint64) << np.uint64(8) | hop_protocol[passing]
@@ -361,11 +366,13 @@ def _lonely_status(
                     getattr(lonely.tuples, end)[here].astype(np.uint64) << np.uint64(8)
                     | lonely.protocol[here]
                 )
-                alike |= np.isin(own, key)
-            watched = coverage.sure(int(other), lonely.first_ns[here]) & coverage.sure(
-                int(other), lonely.last_ns[here]
-            )
-            lost = alike & watched & (lonely.reply[here] == 0) & (status[here] == ONE_SIDED)
+                # few have nobody: the many are looked up among them, and not sorted
+                wanted, place = np.unique(own, return_inverse=True)
+                at = np.minimum(np.searchsorted(wanted, key), wanted.size - 1)
+                crossed = np.zeros(wanted.size, np.bool_)
+                crossed[at[wanted[at] == key]] = True
+                alike |= crossed[place.reshape(-1)]
+            lost &= alike
             if answers is not None:
                 lost &= ~answers.spoken_of(int(point), which_flow[here])
                 lost &= ~answers.unread[int(point)].may_answer(

@@ -52,6 +52,8 @@ _TCP_OPTION_BYTES = 40
 #: L4 bytes up to the sequence number, and up to the flags (RFC 9293 section 3.1).
 _SEQ_END, FLAGS_END = 8, 14
 _S16, _S32 = np.uint64(16), np.uint64(32)
+#: Places of the table by which most keys are seen to be nobody's: in the second-level cache as bytes.
+_MARKS = 1 << 18
 
 
 @dataclass(slots=True)
@@ -118,11 +120,15 @@ def worth_waiting(
         return result
     table, others = comparable(table), [(comparable(other), which) for other, which in others]
     theirs = [keys for other, which in others for keys in _partial_keys(other, which[legible(other, which)])]
-    known = np.unique(np.concatenate(theirs)) if theirs else np.empty(0, np.uint64)
+    known = np.sort(np.concatenate(theirs)) if theirs else np.empty(0, np.uint64)
     if known.size:
+        # a look at some of the bits spares most keys the search
+        marks = np.zeros(_MARKS, np.bool_)
+        marks[known % np.uint64(_MARKS)] = True
         for keys in _partial_keys(table, rows[mine]):
-            place = np.minimum(np.searchsorted(known, keys), known.size - 1)
-            result[mine] |= (known[place] == keys) & (keys != 0)
+            likely = np.flatnonzero(marks[keys % np.uint64(_MARKS)] & (keys != 0))
+            place = np.minimum(np.searchsorted(known, keys[likely]), known.size - 1)
+            result[mine[likely]] |= known[place] == keys[likely]
     return result
 
 
