@@ -5,33 +5,26 @@ Every step is a function from plain data to plain data; this module only puts th
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-import numpy as np
-
-from nattrace import __version__
 from nattrace.errors import UsageError
 from nattrace.ingest import Bookmark, ReadOptions, open_capture, parse_sources, unique_names
 from nattrace.ingest.archive import Member
 from nattrace.ingest.capture import FileCapture
 from nattrace.match.intake import Intake
-from nattrace.model import Accounting, Clock, ClockStep, Finding, Point
-from nattrace.table import ALL_BYTES
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
-    from nattrace.ingest import Capture, PointInfo, Source
+    from nattrace.ingest import Capture, Source
     from nattrace.match.clock.compare import Clocks
     from nattrace.match.clock.corrected import Corrected
     from nattrace.match.intake import LayerInfo
     from nattrace.match.pair import PairState
     from nattrace.match.windows import Matcher
-    from nattrace.nat.assemble import Assembly
     from nattrace.report_object import Report
     from nattrace.rewrites import Spool
 
@@ -76,11 +69,13 @@ def analyze(
             read = _read(parsed, dissector, progress, keep_rows=rows, clocks=clocks)
         else:
             uncorrected = bookmark.lost
-    return _report(read, clocks, uncorrected, notes)
+    from nattrace.conclusion import conclude  # noqa: PLC0415 - loaded while workers read, by `_read`
+
+    return conclude(read, clocks, uncorrected, notes)
 
 
 @dataclass(slots=True)
-class _Read:
+class Read:
     """All captures, read to their ends and matched. Lists are by layer, see `match.prepare`."""
 
     options: ReadOptions
@@ -99,7 +94,7 @@ def _read(
     *,
     keep_rows: bool,
     clocks: Clocks | None = None,
-) -> _Read:
+) -> Read:
     """Read and match the sources; with `clocks`, for the second time and on the reference clock's time."""
     options = ReadOptions(dissector=dissector)
     opened = [(open_capture(source, options), source) for source in sources]
@@ -118,9 +113,7 @@ def _read(
 
     with Intake(captures, sizes, options, own_clocks, corrected) as intake:
         # Workers read large files from here on; what this process needs later is loaded meanwhile.
-        import nattrace.diagnose  # noqa: PLC0415
-        import nattrace.nat.assemble  # noqa: PLC0415
-        import nattrace.report_object  # noqa: F401, PLC0415
+        import nattrace.conclusion  # noqa: F401, PLC0415
         from nattrace.match.windows import Matcher  # noqa: PLC0415
         from nattrace.rewrites import Spool  # noqa: PLC0415
 
@@ -133,78 +126,7 @@ def _read(
     homes = [number for number, each in enumerate(layers) if each.home == number]
     home_names = dict(zip(homes, unique_names([layers[n].info for n in homes]), strict=True))
     names = [home_names[each.home] for each in layers]
-    return _Read(options, intake, matcher, spool, corrected, layers, names)
-
-
-def _report(read: _Read, clocks: Clocks | None, uncorrected: Sequence[str], notes: Sequence[str]) -> Report:
-    """Put the report together.
-
-    `uncorrected` are files with another clock that could be read only once, `notes` what bundles say of themselves.
-    """
-    from nattrace.diagnose import diagnose  # noqa: PLC0415
-    from nattrace.nat.assemble import assemble  # noqa: PLC0415
-    from nattrace.report_object import FlowSequence, Report  # noqa: PLC0415
-    from nattrace.rewrites import Rewrites  # noqa: PLC0415
-
-    layers, names, book, corrected = read.layers, read.names, read.options.book, read.corrected
-    infos = [each.info for each in layers]
-    capture = read.intake.capture_of_layer
-
-    def clock_bound(first: int, second: int) -> int | None:
-        if clocks is None:
-            return 0
-        bound = clocks.between(capture[first], capture[second])
-        return None if uncorrected and bound != 0 else bound
-
-    spans = [
-        (info.first_ns, info.last_ns) if corrected is None else corrected.span(n, info)
-        for n, info in enumerate(infos)
-    ]
-    cut_off = read.options.comparable_bytes < ALL_BYTES
-    found = assemble(read.matcher, layers, book, spans, clock_bound, cut_off=cut_off)
-    if found.errors is not None and read.matcher.on_pair is not None:  # as `_keep_rows` has set it
-        read.spool.add_errors(found.errors)
-    errors = (found.errors, found.conversations.hops, names, book) if found.errors is not None else None
-    points = tuple(
-        _point(infos[n], names[n], _clock(names, clocks, capture, capture[n]))
-        for n, each in enumerate(layers)
-        if each.home == n
-    )
-    order = sorted(range(len(points)), key=lambda n: points[n].name)
-    flows = FlowSequence(found.conversations, names, book)
-    in_order = tuple(points[n] for n in order)
-    openings = [(names[n], infos[n].openings) for n, each in enumerate(layers) if each.home == n]
-    return Report(
-        version=__version__,
-        points=in_order,
-        flows=flows,
-        findings=_by_severity(
-            *_incomplete(notes),
-            *diagnose(
-                in_order,
-                flows,
-                uncorrected,
-                openings=openings,
-                book=book,
-                errors=errors,
-                shifts=found.shifts,
-                names=names,
-            ),
-        ),
-        accounting=_accounting(layers, found),
-        rewrites=Rewrites(
-            spool=read.spool,
-            conversations=found.conversations,
-            names=names,
-            dated=[info.dated for info in infos],
-            book=book,
-            edges=found.edges,
-            reasons=found.reasons,
-            flow_rows=found.flow_rows,
-            merged_flow=found.merged_flow,
-            recorded={} if corrected is None else corrected.recorded(),
-        ),
-    )
+    return Read(options, intake, matcher, spool, corrected, layers, names)
 
 
 def _keep_rows(matcher: Matcher, spool: Spool) -> None:
@@ -221,63 +143,6 @@ def _keep_rows(matcher: Matcher, spool: Spool) -> None:
     matcher.on_lonely = lambda point, rows: spool.add_unmatched(point, point, rows, None)
 
 
-def _clock(names: Sequence[str], clocks: Clocks | None, captures: Sequence[int], capture: int) -> Clock:
-    """Return what is known of a capture's clock; `captures` says which one each name belongs to."""
-    if clocks is None:
-        return Clock(min(names))
-    measure = clocks.reference[capture]
-    reference = min(name for name, of in zip(names, captures, strict=True) if of == measure)
-    correction = clocks.corrections[capture]
-    if correction is None:
-        return Clock(reference)
-    first, *others = correction.lines
-    return Clock(
-        reference=reference,
-        offset_ns=first.offset_ns,
-        drift_ppm=first.drift * 1e6,
-        bound_ns=clocks.bounds_ns[capture],
-        at=first.at_ns,
-        steps=tuple(ClockStep(each.at_ns, each.offset_ns, each.drift * 1e6) for each in others),
-    )
-
-
-def _point(info: PointInfo, name: str, clock: Clock) -> Point:
-    return Point(
-        name=name,
-        file=info.file,
-        interface=info.interface,
-        link_type=info.link_type,
-        snaplen=info.snaplen,
-        packets=info.packets,
-        decoded=info.decoded,
-        skipped=dict(info.skipped),
-        first=info.first_ns,
-        last=info.last_ns,
-        truncated=info.truncated,
-        dropped_by_kernel=info.dropped_by_kernel,
-        clock=clock,
-        comments=tuple(info.comments),
-        dated=info.dated,
-    )
-
-
-def _accounting(layers: Sequence[LayerInfo], found: Assembly) -> Accounting:
-    """Add up where every packet of every point went."""
-    unmatched: Counter[str] = Counter()
-    skipped: Counter[str] = Counter()
-    points = [each.info for number, each in enumerate(layers) if each.home == number]
-    for info in points:
-        skipped.update(info.skipped)
-    for counter in (*(each.set_aside for each in layers), *found.unmatched):
-        unmatched.update(counter)
-    return Accounting(
-        packets=sum(info.packets for info in points),
-        matched=int(np.sum(found.matched)) if len(found.matched) else 0,
-        unmatched=dict(unmatched),
-        skipped=dict(skipped),
-    )
-
-
 def _first_day_ns(captures: Sequence[Capture]) -> int:
     """Return the day on which the earliest capture with dates begins; 0 when there is none."""
     times = [
@@ -288,16 +153,6 @@ def _first_day_ns(captures: Sequence[Capture]) -> int:
         if records.time_ns.size and records.time_ns[0] > 0
     ]
     return min(times, default=0) // _DAY_NS * _DAY_NS
-
-
-def _by_severity(*findings: Finding) -> tuple[Finding, ...]:
-    order = ("error", "warning", "info")
-    return tuple(sorted(findings, key=lambda finding: order.index(finding.severity)))
-
-
-def _incomplete(notes: Sequence[str]) -> list[Finding]:
-    """Return a finding for each thing that bundles say is wrong with them."""
-    return [Finding(code="incomplete-bundle", severity="warning", message=note) for note in sorted(notes)]
 
 
 def _size_bytes(source: Source) -> int:
