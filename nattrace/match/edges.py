@@ -216,3 +216,9 @@ def edges_of(
         flows_a[rows_a.flow[a]], flows_b[rows_b.flow[b]], backward != rows_b.backward[b], backward, time,
         ttl_drop(rows_a.table.ttl[a], rows_b.table.ttl[b]), rows_b.table.time_ns[b] - time, found.flags,
     )[0]  # fmt: skip
+
+
+def without_instants(edges: Edges) -> None:
+    """Forget the order of records of one instant: a difference of a nanosecond each, see `PairState`."""
+    for delta, count in ((edges.delta_forward, edges.forward), (edges.delta_backward, edges.backward)):
+        delta[np.abs(delta) <= count] = 0

@@ -188,5 +188,5 @@ class Intake:
                 self._number(reading, local, FIRST_LAYER, matcher)
             number = reading.numbers[local, layer] = len(self._layers)
             self._layers.append((reading, local, layer))
-            matcher.add_point()
+            matcher.add_point(reading.capture)
         return number

@@ -54,6 +54,8 @@ class PairState:
     """What is known between a first and a second point; grows with every window."""
 
     book: AddressBook
+    #: both points' records stand in one file, so that those of one instant have an order
+    one_capture: bool = False
     edges: list[Edges] = field(default_factory=list)
     edge_count: int = 0
     merged_count: int = 0  #: of them, those that the last merge left
@@ -120,9 +122,13 @@ class PairState:
         swap = backward != rows_b.backward[b]
         time = rows_a.table.time_ns[a]
         delta = rows_b.table.time_ns[b] - time
+        told = delta
+        if self.one_capture:
+            frame_a, frame_b = rows_a.table.frame[a], rows_b.table.frame[b]
+            told = np.where(delta == 0, np.where(frame_a < frame_b, 1, -1), delta)
         ttl = ttl_drop(rows_a.table.ttl[a], rows_b.table.ttl[b])
         edges, member = group_lanes(
-            rows_a.flow[a], rows_b.flow[b], swap, backward, time, ttl, delta, found.flags
+            rows_a.flow[a], rows_b.flow[b], swap, backward, time, ttl, told, found.flags
         )
         member += self.edge_count
         self.edges.append(edges)

@@ -47,6 +47,7 @@ _FEW_POINTS = 3
 class PointState:
     """One point while it is read."""
 
+    capture: int  #: number of the capture that it is a part of
     window: Window = field(default_factory=Window)
     paired: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), np.bool_))  #: (points, rows)
     flows: Flows | None = None  #: by their numbers; known when all packets have been added
@@ -102,9 +103,9 @@ class Matcher:
     points: list[PointState] = field(default_factory=list)
     pairs: dict[tuple[int, int], PairState] = field(default_factory=dict)
 
-    def add_point(self) -> None:
-        """Make room for one more point; points are numbered in the order of this call."""
-        self.points.append(PointState())
+    def add_point(self, capture: int) -> None:
+        """Make room for one more point, of a capture; points are numbered in the order of this call."""
+        self.points.append(PointState(capture))
 
     def add(self, point: int, rows: Rows) -> None:
         """Take in the next packets of a point, in the order of its file."""
@@ -161,7 +162,8 @@ class Matcher:
     def _pair(self, i: int, j: int) -> PairState:
         state = self.pairs.get((i, j))
         if state is None:
-            state = self.pairs[i, j] = PairState(self.book)
+            one_capture = self.points[i].capture == self.points[j].capture
+            state = self.pairs[i, j] = PairState(self.book, one_capture)
             if self.on_pair is not None:
                 self.on_pair(i, j, state)
         return state

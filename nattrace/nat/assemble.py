@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nattrace.match.edges import merge_edges
+from nattrace.match.edges import merge_edges, without_instants
 from nattrace.match.outcome import Unmatched
 from nattrace.match.prepare import carriers
 from nattrace.match.resize.pieces import Resized
@@ -73,6 +73,8 @@ def assemble(
     partial: dict[tuple[int, int], NDArray[np.int64]] = {}
     for (i, j), state in matcher.pairs.items():
         pairs[i, j], partial[i, j] = _evidence(state, merged[i][1], merged[j][1], clock_bound(i, j))
+        if state.one_capture and not _one_socket(layers[i], layers[j]):
+            without_instants(pairs[i, j].edges)
     found_at = {
         (point, other): matcher.points[point].found_at(other)
         for pair in pairs
@@ -180,6 +182,15 @@ def _count_carriers(
     for layer, each in enumerate(layers):
         if each.home == home and not each.layer.depth:
             reasons[layer][carriers(found, each.layer.turn)] = 0
+
+
+def _one_socket(first: LayerInfo, second: LayerInfo) -> bool:
+    """Say whether packets of one instant stand in the order in which the kernel showed them.
+
+    So they do in a capture of `any`, which numbers the interfaces; other files have been put together from several
+    sockets' packets, and layers of one point have an order of their own.
+    """
+    return first.info.link_type == second.info.link_type == "LINUX_SLL2" and first.home != second.home
 
 
 def _coverage(
