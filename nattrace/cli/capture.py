@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import math
 import shutil
 import sys
@@ -122,9 +121,11 @@ def split_workload(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def run(arguments: argparse.Namespace, message: Callable[[str], None]) -> str | None:
     """Capture; return the bundle's folder, or None when nothing was captured because of ``--dry-run``."""
+    # ctrl-C leaves pyroute2 in the middle of a question, of which asyncio would complain on the terminal.
+    import logging  # noqa: PLC0415 - other commands need not wait for it
+
     from nattrace import capture  # noqa: PLC0415 - only this command needs it
 
-    # ctrl-C leaves pyroute2 in the middle of a question, of which asyncio would complain on the terminal.
     logging.getLogger("asyncio").addHandler(logging.NullHandler())
     if arguments.files is not None and arguments.rotate_size is None:
         raise UsageError("--files needs --rotate-size: it is the number of files that are kept")

@@ -17,6 +17,7 @@ import numpy as np
 from nattrace.ingest.gather import gather_bytes, prefix_masks
 from nattrace.ingest.ip import read_ip
 from nattrace.ingest.link import find_ip
+from nattrace.lookup import contains
 from nattrace.table import TCP, AddressBook, PacketTable
 
 if TYPE_CHECKING:
@@ -125,8 +126,8 @@ class Openings:
             return np.empty(0, np.int64)
         rows: NDArray[np.int64] = np.flatnonzero(self._marks[table.seq & np.uint32(_MARKS - 1)])
         rows = rows[(table.payload_length[rows] > 0) & (table.protocol[rows] == TCP)]
-        rows = rows[np.isin(table.seq[rows], self._wanted)]
-        found = np.isin(self._wanted, table.seq[rows])
+        rows = rows[contains(np.sort(self._wanted), table.seq[rows])]
+        found = contains(np.sort(table.seq[rows]), self._wanted)
         self._marks[self._wanted[found] % _MARKS] = False
         self._wanted, self._since = self._wanted[~found], self._since[~found]
         return rows

@@ -16,7 +16,6 @@ from nattrace.ingest.l4 import fillings
 from nattrace.match import evidence
 from nattrace.match.flows import sorted_groups
 from nattrace.match.keys import ACK_END, commonplace_keys, flow_hash, icmp_query_rows, mix
-from nattrace.match.resize.trains import LONGEST_TRAIN, TRAIN_GAP_NS
 from nattrace.table import TCP, TCP_SYN, UDP, PacketTable
 
 if TYPE_CHECKING:
@@ -125,6 +124,8 @@ def _in_trains(rows: Rows, everything: Sequence[Rows]) -> NDArray[np.bool_]:
     higher (kernel: inet_gso_segment), so that of two trains of one content they repeat themselves; cards that cut may
     also give all the same.
     """
+    from nattrace.match.resize.trains import LONGEST_TRAIN, TRAIN_GAP_NS  # noqa: PLC0415 - seldom needed, dear to load
+
     said = rows.table.content_hash[rows.table.protocol == UDP]
     tables = [part.table for part in everything]
     alike = PacketTable.concatenate(

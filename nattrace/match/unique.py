@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nattrace.ingest.l4 import fillings
+from nattrace.lookup import contains
 from nattrace.match import evidence
 from nattrace.match.counters import by_chance
 from nattrace.match.evidence import TCP_REPEAT_NS
@@ -215,7 +216,7 @@ def _blank_segments(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
     table = rows.table
     filled = fillings()
     hashes = table.content_hash[chosen]
-    blank = filled[np.minimum(np.searchsorted(filled, hashes), filled.size - 1)] == hashes
+    blank = contains(filled, hashes)
     blank |= table.payload_length[chosen] == 0
     others = np.flatnonzero((table.protocol == TCP) & made_up(table.seq))
     ids, count = np.unique(table.ip_id[others], return_counts=True)
@@ -275,12 +276,10 @@ def commonplace(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
     result = np.zeros(chosen.size, np.bool_)
     asked = np.flatnonzero(rows.table.protocol[chosen] != TCP)
     if asked.size and rows.said.size:
-        wanted = commonplace_keys(rows.table, chosen[asked])
-        place = np.minimum(np.searchsorted(rows.said, wanted), rows.said.size - 1)
-        result[asked] = rows.said[place] == wanted
+        result[asked] = contains(rows.said, commonplace_keys(rows.table, chosen[asked]))
     filled = fillings()
     hashes = rows.table.content_hash[chosen[asked]]
-    result[asked] |= filled[np.minimum(np.searchsorted(filled, hashes), filled.size - 1)] == hashes
+    result[asked] |= contains(filled, hashes)
     bare = asked[rows.table.content_length[chosen[asked]] == 0]
     if bare.size:
         result[bare] |= blank_echoes(rows.table, chosen[bare]) | ~rows.table.residual_known[chosen[bare]]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nattrace.lookup import contains
 from nattrace.match.keys import ACK_END, flow_hash
 from nattrace.table import KIND, NAMED, TCP
 
@@ -174,16 +175,8 @@ def distinct(packets: Sampled) -> NDArray[np.int64]:
     again = (key[1:] == key[:-1]) & (point[1:] == point[:-1])
     # what was seen twice at one point may be two packets: then nobody knows which of them is meant
     repeated = np.unique(key[1:][again])
-    kept: NDArray[np.int64] = order[~_contains(repeated, key)]
+    kept: NDArray[np.int64] = order[~contains(repeated, key)]
     return kept
-
-
-def _contains(values: NDArray[np.uint64], keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Return which keys are among the values (ascending)."""
-    if not values.size:
-        return np.zeros(keys.size, np.bool_)
-    found: NDArray[np.bool_] = values[np.minimum(np.searchsorted(values, keys), values.size - 1)] == keys
-    return found
 
 
 #: Sampled of one packet in one capture; a host with more interfaces on one path compares these only.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nattrace.lookup import contains
 from nattrace.match.edges import edge_keys
 from nattrace.match.keys import ACK_END, M1, M2, M3, endpoint_hash, mix
 from nattrace.match.lanes import edge_of
@@ -127,8 +128,7 @@ def worth_waiting(
         marks[known % np.uint64(_MARKS)] = True
         for keys in _partial_keys(table, rows[mine]):
             likely = np.flatnonzero(marks[keys % np.uint64(_MARKS)] & (keys != 0))
-            place = np.minimum(np.searchsorted(known, keys[likely]), known.size - 1)
-            result[mine[likely]] |= known[place] == keys[likely]
+            result[mine[likely]] |= contains(known, keys[likely])
     return result
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nattrace.lookup import contains
 from nattrace.match import evidence
 from nattrace.match.keys import M1, mix
 from nattrace.match.pairing import group_ids, nearest_distance, nearest_pairs
@@ -166,7 +167,7 @@ def _decide(
     options = own.astype(np.int64)
     for back in range(1, 1 + _EARLIER):
         train = np.maximum(latest - back, 0)
-        options += (place[:, back] > 0) & ~_contains(filled, train * LONGEST_TRAIN + place[:, back])
+        options += (place[:, back] > 0) & ~contains(filled, train * LONGEST_TRAIN + place[:, back])
     taken = np.flatnonzero(own & (options == 1) & certain)
     tied = np.setdiff1d(np.flatnonzero((options > 0) | (place[:, 0] >= 0)), taken)
     return taken, latest[taken], tied
@@ -353,12 +354,6 @@ def _in_order(
     highest[1:] = np.maximum.accumulate(np.where(own, code, -1))[:-1]
     own = own & (code > highest)
     return own, code[own]
-
-
-def _contains(places: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.bool_]:
-    spot = np.minimum(np.searchsorted(places, wanted), places.size - 1)
-    result: NDArray[np.bool_] = places[spot] == wanted
-    return result
 
 
 def _turned(pieces: Pieces) -> Pieces:
