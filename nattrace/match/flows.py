@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 #: Bits of `Flows.hint`: who certainly opened the conversation.
@@ -49,6 +51,11 @@ class Flows:
     def take(self, rows: NDArray[Any] | slice) -> Flows:
         """Return the given rows."""
         return Flows(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Flows]) -> Flows:
+        """Return all rows in order."""
+        return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
 
     @classmethod
     def empty(cls, rows: int = 0) -> Flows:

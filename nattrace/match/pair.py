@@ -16,6 +16,7 @@ import numpy as np
 from nattrace.match.bindings import match_by_binding
 from nattrace.match.edges import Edges, edges_of, group_lanes, merge_edges, ttl_drop
 from nattrace.match.errors.binding import bind_by_errors, match_quoted
+from nattrace.match.errors.silent import bind_silent
 from nattrace.match.lanes import Lanes
 from nattrace.match.outcome import ABSENT, ANSWERED, TIED, Matches, Shifts, Unmatched
 from nattrace.match.renumber.anchors import worth_waiting
@@ -357,6 +358,18 @@ class PairState:
         self.give_up(0, rest_a, why_a, near_a)
         self.give_up(1, rest_b, why_b, near_b)
         return rows_a.number[matched_a], rows_b.number[matched_b]
+
+    def bind_silent(
+        self,
+        errors: tuple[Errors, Errors],
+        merged: tuple[Flows, Flows],
+        members: tuple[NDArray[np.int64], NDArray[np.int64]],
+    ) -> None:
+        """Bind flows of which one point shows nothing but `errors`, when all packets have been decided."""
+        renumbered = self.identifications.renumbered != 0
+        told = bind_silent(self.edges, errors, merged, members, self.usual, self.book, renumbered=renumbered)
+        self.edges.append(told)
+        self.edge_count += len(told)
 
     def _resolve_shifted(
         self,

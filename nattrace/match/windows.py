@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nattrace.match.errors.icmp_errors import Errors
+from nattrace.match.errors.silent import silent_flows
 from nattrace.match.errors.unread import Unread
 from nattrace.match.flows import Flows
 from nattrace.match.pair import WAITING_LIMIT, PairState
@@ -56,6 +57,7 @@ class PointState:
     tried: int = 0  #: rows at the start of the window that were there when it was last matched
     errors: Errors = field(default_factory=Errors.empty)  #: kept apart: they are matched by `match_errors`
     unread: Unread = field(default_factory=Unread.none)  #: errors that cannot be matched
+    silent: bool = False  #: some of `flows` have no packets, see `match.errors.silent`
     _found: dict[int, NDArray[np.bool_]] = field(default_factory=dict)
     _ordered: tuple[Flows, NDArray[np.int64]] | None = None
 
@@ -89,6 +91,15 @@ class PointState:
             place[order] = np.arange(order.size)
             self._ordered = self.flows.take(order), place
         return self._ordered
+
+    def add_silent_flows(self) -> None:
+        """Make flows of what errors quote and no packet shows, when all packets have been added."""
+        known = Flows.empty() if self.flows is None else self.flows
+        made = silent_flows(self.errors, known)
+        if len(made):
+            self.silent = True
+            self.flows, self._ordered = Flows.concatenate([known, made]), None
+            self.flow_count = len(self.flows)
 
 
 @dataclass(slots=True)
@@ -134,6 +145,7 @@ class Matcher:
     def finish(self) -> None:
         """Match the last window and decide all that waited."""
         self.advance(None)
+        self._add_silent_flows()
         for i, j in sorted(self.pairs):
             self._resolve(i, j)
 
@@ -232,3 +244,16 @@ class Matcher:
         numbers_a, numbers_b = self.pairs[i, j].resolve(flows_a, flows_b, errors, (in_order_a, in_order_b))
         a.found_at(j)[numbers_a] = True
         b.found_at(i)[numbers_b] = True
+        if a.silent or b.silent:
+            self.pairs[i, j].bind_silent(errors, (in_order_a, in_order_b), (flows_a, flows_b))
+
+    def _add_silent_flows(self) -> None:
+        """Give every point the flows of which it shows nothing but errors, where another point shows errors as well."""
+        heard = [n for n, state in enumerate(self.points) if len(state.errors)]
+        if len(heard) < 2:
+            return
+        for n in heard:
+            self.points[n].add_silent_flows()
+        for i, j in combinations(heard, 2):
+            if self.points[i].silent or self.points[j].silent:
+                self._pair(i, j)

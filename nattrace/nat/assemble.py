@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nattrace.match.edges import merge_edges, without_instants
+from nattrace.match.errors.silent import silent
 from nattrace.match.outcome import Unmatched
 from nattrace.match.prepare import carriers
 from nattrace.match.resize.pieces import Resized
@@ -218,15 +219,18 @@ def _coverage(
 
 
 def _parted(flows: Sequence[Flows], infos: Sequence[PointInfo]) -> list[NDArray[np.int64]]:
-    """Return by layer which flows also have packets at another layer of the same point."""
+    """Return by layer which flows need not show all of their packets there.
+
+    Others are at another layer of the same point, or the point shows nothing but the errors about them.
+    """
     layers: dict[int, list[int]] = {}
     for number, info in enumerate(infos):
         layers.setdefault(id(info), []).append(number)
-    parted = [np.empty(0, np.int64) for _ in infos]
+    parted = [np.flatnonzero(silent(at)) for at in flows]
     for several in layers.values():
         for one in several if len(several) > 1 else ():
             others = np.concatenate([flows[other].hash for other in several if other != one])
-            parted[one] = np.flatnonzero(np.isin(flows[one].hash, others))
+            parted[one] = np.union1d(parted[one], np.flatnonzero(np.isin(flows[one].hash, others)))
     return parted
 
 

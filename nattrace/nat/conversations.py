@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nattrace.match.errors.silent import silent
 from nattrace.nat.error_counts import ErrorCounts
 from nattrace.nat.hops import HopCounts, Onward, count_hops, with_sent_samples
 from nattrace.nat.lifetimes import divide
@@ -258,10 +259,10 @@ def changed_fields(changed: int) -> tuple[str, ...]:
 
 
 def _lonely(points: int, flows: Sequence[Flows], hops: Hops) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return (point, flow) of all flows that no hop touches."""
+    """Return (point, flow) of all flows that no hop touches, but silent ones."""
     which_point, which_flow = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for point in range(points):
-        alone = np.ones(len(flows[point]), np.bool_)
+        alone = ~silent(flows[point])
         alone[hops.from_flow[hops.from_point == point]] = False
         alone[hops.to_flow[hops.to_point == point]] = False
         rows = np.flatnonzero(alone)

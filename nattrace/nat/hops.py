@@ -64,7 +64,8 @@ class Coverage:
     complete: NDArray[np.bool_]  #: False: the kernel dropped packets, so a missing packet proves nothing
     #: for each point the first layer of the same capture; empty where every point is its own
     home: Sequence[int] = ()
-    #: by point: merged flows of which other packets are at another layer of the point, see `match.sightings`
+    #: by point: merged flows that need not show all of their packets there: of which others are at another layer of
+    #: the point (see `match.sightings`), or of which it shows nothing but the errors about them
     parted: Sequence[NDArray[np.int64]] = ()
     cut_off: bool = False  #: a snaplen left less of some packets than of others of another IP version
 

@@ -15,6 +15,7 @@ import numpy as np
 from nattrace.icmp import FRAGMENTATION_NEEDED, PACKET_TOO_BIG
 from nattrace.match.errors.icmp_errors import NO_FAULT, Errors
 from nattrace.match.errors.quoted import flows_of_quotes, pair_errors
+from nattrace.match.errors.silent import silent
 from nattrace.match.errors.translated import meaning
 from nattrace.match.lanes import edge_of
 from nattrace.match.ties import CANDIDATES
@@ -140,7 +141,8 @@ def by_layer(
                 if layer in (i, j):
                     bound[pair.edges.flow_a if layer == i else pair.edges.flow_b] = True
             bound[-1] = False
-            better = np.where(flow >= 0, 1, 0) + bound[flow]
+            shown = np.append(~silent(flows[layer]), False)
+            better = shown[flow].astype(np.int64) + bound[flow]
             place[better > rank] = layer
             rank = np.maximum(rank, better)
         for layer in layers:
@@ -181,8 +183,9 @@ def resolve_errors(
     for point, (flow, _) in enumerate(quoted):
         known = np.flatnonzero(flow >= 0)
         owner = conversation_of[point][flow[known]]
+        known, owner = known[owner >= 0], owner[owner >= 0]
         outcome.conversation[point][known] = owner
-        begins = (owner >= 0) & (conversations.point[owner] == point)
+        begins = conversations.point[owner] == point
         known, owner = known[begins], owner[begins]
         initiator, quote = conversations.initiator.take(owner), errors[point].quoted
         opening = (initiator.src == quote.src[known]) & (initiator.sport == quote.sport[known])
