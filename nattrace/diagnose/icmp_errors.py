@@ -96,7 +96,8 @@ def icmp_error_findings(
     ``icmp-error-quote-untranslated``: outer header and quote do not show the same side of the translation.
     ``icmp-error-quote-broken``: the quote changed in what NAT leaves alone. ``icmp-error-lost``: it reached one point
     and provably not the next; ``icmp-error-not-seen`` where the next point's filter may have left it out. ``path-mtu``: a router said how large packets may be, and the word arrived. ``icmp-answered``:
-    errors say what became of packets that were found at one point only.
+    errors say what became of packets that were found at one point only. ``icmp-quotes-missing``: they would, if the
+    capture held what they quote.
     """
     faults: dict[tuple[str, str, int], _Group] = defaultdict(_Group)
     mtus: dict[tuple[str, str, int], _Group] = defaultdict(_Group)
@@ -127,7 +128,8 @@ def icmp_error_findings(
         for row, owner in zip(missing.row.tolist(), missing.conversation.tolist(), strict=True):
             packet = PacketRef(names[missing.point], int(packets.frame[row]))
             group.add(packet, owner + 1, _name(packets, row))
-    return [*_faults(faults), *_lost(lost), *_path_mtus(mtus), *_answered(outcome, names, book)]
+    told = [*_faults(faults), *_lost(lost), *_path_mtus(mtus), *_answered(outcome, names, book)]
+    return [*told, *_unread(outcome, names)]
 
 
 def _faults(groups: Mapping[tuple[str, str, int], _Group]) -> list[Finding]:
@@ -203,6 +205,25 @@ def _answered(outcome: ErrorOutcome, names: Sequence[str], book: AddressBook) ->
             group.finding("icmp-answered", "info", message, _REFUSED if group.names - _EXPIRED else None)
         )
     return found
+
+
+def _unread(outcome: ErrorOutcome, names: Sequence[str]) -> list[Finding]:
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for layer, (errors, packets) in outcome.unread.items():
+        counts[names[layer]]["errors"] = max(counts[names[layer]]["errors"], errors)
+        counts[names[layer]]["packets"] += packets
+    return [
+        Finding(
+            code="icmp-quotes-missing",
+            severity="info",
+            message=f"{_printable(name)} does not hold what {count['errors']} of its ICMP errors quote: {count['packets']} "
+            "packets that were found nowhere else may be what they are about, or lost",
+            advice="capture 128 bytes of each packet or more (tcpdump -s 128), and give the capture itself rather than "
+            "its text (or the text of tcpdump -v)",
+        )
+        for name, count in sorted(counts.items())
+        if count["errors"]
+    ]
 
 
 def _count(group: _Group) -> str:

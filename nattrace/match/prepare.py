@@ -244,13 +244,15 @@ def _usable(table: PacketTable, quotes: Quotes | None, reading: _PointReading) -
         error = icmp & icmp_error_rows(table) & ~orphan
         other = icmp & ~icmp_query_rows(table) & ~error & ~orphan
         unread = error.copy()
+        illegible = int(error.sum()) - (0 if quotes is None else len(quotes))
         if quotes is not None:
             quotes = quotes.first(ERRORS_LIMIT - reading.error_count)
             reading.errors.append(Errors.of_batch(table, quotes))
             reading.error_count += len(quotes)
             unread[quotes.row] = False
         if unread.any():
-            kept = Unread.first_of(table.take(np.flatnonzero(unread)), ERRORS_LIMIT - reading.unread_count)
+            room = ERRORS_LIMIT - reading.unread_count
+            kept = Unread.first_of(table.take(np.flatnonzero(unread)), room, illegible)
             reading.unread.append(kept)
             reading.unread_count += len(kept)
         for reason, count in (("icmp-error", int(unread.sum())), ("icmp-other", int(other.sum()))):

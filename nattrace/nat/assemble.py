@@ -130,6 +130,9 @@ def assemble(
             book,
         )
         errors.answering = answers.last_word(reasons)
+        errors.unread = {
+            n: (answers.unread[n].illegible, count) for n, count in answers.in_doubt(reasons).items()
+        }
         _count_carried_errors(reasons, layers, errors)
     for point, reason in reasons.items():
         if layers[point].layer.depth:

@@ -17,7 +17,7 @@ from nattrace.match.errors.quoted import flows_of_quotes
 from nattrace.match.errors.unread import ANSWER_NS
 from nattrace.match.keys import M1, mix
 from nattrace.match.pairing import group_ids
-from nattrace.nat.hops import ICMP_ANSWERED
+from nattrace.nat.hops import ICMP_ANSWERED, ONE_SIDED, UNKNOWABLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,6 +43,7 @@ class IcmpAnswers:
     time_ns: list[NDArray[np.int64]]
     #: by layer: (packet numbers, errors that answer them), as far as they were asked for
     found: dict[int, list[tuple[NDArray[np.int64], NDArray[np.int64]]]] = field(default_factory=dict)
+    doubtful: dict[int, list[NDArray[np.int64]]] = field(default_factory=dict)  #: by layer: packet numbers
 
     @classmethod
     def of(cls, errors: Sequence[Errors], unread: Sequence[Unread], flows: Sequence[Flows]) -> IcmpAnswers:
@@ -105,7 +106,10 @@ class IcmpAnswers:
         at = self.flows[layer]
         low, high = at.low_address[record.flow], at.high_address[record.flow]
         src = np.where(record.backward, high, low)
-        return self.unread[layer].may_answer(at.version[record.flow], src, record.time_ns, record.time_ns)
+        asked = self.unread[layer].may_answer(at.version[record.flow], src, record.time_ns, record.time_ns)
+        if asked.any():
+            self.doubtful.setdefault(layer, []).append(record.number[asked])
+        return asked
 
     def last_word(self, reasons: Mapping[int, NDArray[np.uint8]]) -> dict[int, NDArray[np.int64]]:
         """Return by layer the errors that answered packets of which nothing else is known.
@@ -116,6 +120,15 @@ class IcmpAnswers:
         for layer, parts in self.found.items():
             numbers, errors = (np.concatenate(columns) for columns in zip(*parts, strict=True))
             told[layer] = np.unique(errors[reasons[layer][numbers] == ICMP_ANSWERED])
+        return told
+
+    def in_doubt(self, reasons: Mapping[int, NDArray[np.uint8]]) -> dict[int, int]:
+        """Return by layer of how many packets nothing is known because errors cannot be read."""
+        told = {}
+        for layer, parts in self.doubtful.items():
+            reason = reasons[layer][np.unique(np.concatenate(parts))]
+            if count := int(((reason == ONE_SIDED) | (reason == UNKNOWABLE)).sum()):
+                told[layer] = count
         return told
 
 

@@ -103,6 +103,8 @@ class ErrorOutcome:
     missing: list[MissingErrors] = field(default_factory=list)
     #: by layer: the errors that say what became of packets which were seen no further
     answering: dict[int, NDArray[np.int64]] = field(default_factory=dict)
+    #: by layer: errors without a legible quote, and packets of which nothing is known for that reason
+    unread: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def matched(self, point: int) -> int:
         """Return how many errors of a point were matched."""

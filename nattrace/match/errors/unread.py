@@ -29,6 +29,7 @@ class Unread:
 
     packets: PacketTable  #: the errors themselves, ERRORS_LIMIT at most: 20 MB
     unkept_ns: int  #: from then on there were more of which nothing was kept; 2**62 for never
+    illegible: int = 0  #: how many there were in all whose quote the capture does not hold
 
     def __len__(self) -> int:
         """Errors that were kept."""
@@ -40,16 +41,17 @@ class Unread:
         return cls(PacketTable.empty(), _NEVER_NS)
 
     @classmethod
-    def first_of(cls, packets: PacketTable, at_most: int) -> Unread:
+    def first_of(cls, packets: PacketTable, at_most: int, illegible: int) -> Unread:
         """Return the first `at_most` errors, and when the next ones came."""
         kept, gone = packets.take(slice(0, max(at_most, 0))), packets.time_ns[max(at_most, 0) :]
-        return cls(kept, int(gone.min(initial=_NEVER_NS)))
+        return cls(kept, int(gone.min(initial=_NEVER_NS)), illegible)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Unread]) -> Unread:
         """Return the errors of all parts."""
         packets = PacketTable.concatenate([part.packets for part in parts])
-        return cls(packets, min((part.unkept_ns for part in parts), default=_NEVER_NS))
+        unkept_ns = min((part.unkept_ns for part in parts), default=_NEVER_NS)
+        return cls(packets, unkept_ns, sum(part.illegible for part in parts))
 
     def may_answer(
         self,

@@ -10,6 +10,7 @@ import pytest
 from error_frames import CONTAINER, PUBLIC, ROUTER, Packet, Points, error
 from hypothesis import given
 from hypothesis import strategies as st
+from match.test_truncation import FIXTURES, cut
 
 import nattrace
 from nattrace.match import prepare
@@ -95,3 +96,17 @@ def test_what_an_error_over_the_limit_may_be_about_is_not_lost(
     assert unmatched["icmp-answered"] == answered
     assert unmatched.get("unknowable", 0) == 20 - answered
     assert "lost" not in unmatched
+
+
+def test_a_snaplen_that_leaves_losses_in_doubt_is_a_finding(tmp_path: Path) -> None:
+    (tmp_path / "cut").mkdir()
+    captures = sorted((FIXTURES / "lab" / "trace_echo").glob("*.pcap"))
+    for path in captures:
+        cut(path, tmp_path / "cut" / path.name, 60)
+    report = nattrace.analyze(*sorted((tmp_path / "cut").glob("*.pcap")))
+
+    (finding,) = report.findings
+    assert finding.code == "icmp-quotes-missing"
+    # the nearest router turned three probes of either container back before they reached eth0
+    assert "docker0 does not hold what 30 of its ICMP errors quote: 6 packets" in finding.message
+    assert [f.code for f in nattrace.analyze(*captures).findings] == ["icmp-answered"]
