@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nattrace.match.pairing import group_ids, nearest_distance
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 #: between wraps, and 2**33 keeps lanes apart.
 _LANE_SPAN = np.int64(1 << 33)
 
+#: What has no identification in common is one packet only this soon.
+_SOON_NS = 10_000_000
+
 
 def resized(
     own: Unmatched, own_lane: NDArray[np.int64], other: Unmatched, other_lane: NDArray[np.int64]
@@ -27,7 +32,8 @@ def resized(
 
     Lanes number the hops and directions of the packets of both sides alike; -1 is none. TCP data is known
     by its byte range: some unmatched data of the same lane overlaps it. Fragments are known by their IP
-    identification: the other side has unmatched packets of the same lane with the same one.
+    identification: the other side has unmatched packets of the same lane with the same one; over IPv6 by their lane
+    and time alone.
     """
     result = np.zeros(own.flow.size, np.bool_)
     mine, theirs = (
@@ -49,6 +55,27 @@ def resized(
         whole = np.isin(key, (other_lane * 2**32 + other.ip_id)[there & other.fragment])
         part = np.isin(key, (other_lane * 2**32 + other.ip_id)[there]) & own.fragment
         result |= known & (whole | part)
+    return result | _cut_anew(own, own_lane, other, other_lane)
+
+
+def _cut_anew(
+    own: Unmatched, own_lane: NDArray[np.int64], other: Unmatched, other_lane: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Return which packets may be others of their lane that are fragments, or the other way round, over IPv6.
+
+    Whoever cuts there gives a new identification; longer than 16 bits it is no IPv4 packet's (RFC 8200 section 4.5).
+    """
+    result = np.zeros(own.flow.size, np.bool_)
+    six_own, six_other = (each.fragment & (each.ip_id > 0xFFFF) for each in (own, other))
+    for mine, theirs in ((six_own, other_lane >= 0), (own_lane >= 0, six_other)):
+        here, there = np.flatnonzero(mine & (own_lane >= 0)), np.flatnonzero(theirs & (other_lane >= 0))
+        if not here.size or not there.size:
+            continue
+        group_own, group_other = group_ids(
+            own_lane[here].astype(np.uint64), other_lane[there].astype(np.uint64)
+        )
+        apart = nearest_distance(group_own, own.time_ns[here], group_other, other.time_ns[there])
+        result[here] |= apart <= _SOON_NS
     return result
 
 
