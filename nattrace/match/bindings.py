@@ -42,10 +42,12 @@ def match_by_binding(
     usual: Usual,
     book: AddressBook,
     renumbered: int = 0,
+    *,
+    kept: bool = False,
 ) -> Matches:
     """Match packets with equal keys inside one binding: alone there, or clearly nearest in time.
 
-    `lanes` are those of the rows.
+    `lanes` are those of the rows. `renumbered` and `kept` say what boxes do to IP identifications, see `Identifications`.
     """
     on_a, on_b = np.flatnonzero(lanes.lane_a >= 0), np.flatnonzero(lanes.lane_b >= 0)
     if not on_a.size or not on_b.size:
@@ -89,7 +91,7 @@ def match_by_binding(
     a, b, ranked = a[onward], b[onward], ranked[onward]
     _, flags, conflict = evidence.weigh(rows_a.table, a, rows_b.table, b, book, renumbered=renumbered)
     flags |= np.uint16(evidence.BINDING) | ranked * np.uint16(evidence.NEAREST)
-    good = ~conflict & ~by_chance(rows_a, a, rows_b, b)
+    good = ~conflict & ~by_chance(rows_a, a, rows_b, b, kept=kept)
     return Matches(a[good], b[good], flags[good])
 
 

@@ -2,8 +2,8 @@
 
 A host or a box that numbers what it sends makes a run of identifications. Where two runs overlap by chance, and the
 packets say nothing of their own (keep-alives), every packet of one flow finds its number in another flow, a few
-packets earlier or later. What gives that away are nearer packets that say the same. This module only looks at pairs
-that others found.
+packets earlier or later. What gives that away are nearer packets that say the same, and packets that would have
+gone backwards. This module only looks at pairs that others found.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nattrace.match.pairing import group_ids, nearest_distance
+from nattrace.match.rivals import HOST_NS, Rivals
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,29 +21,40 @@ if TYPE_CHECKING:
 
 #: Of the pairs of two flows, so many must be each other's nearest in time among packets that say the same.
 _NEAREST_SHARE = 0.5
-#: What is no further apart than two taps of one host (7 to 66 us were measured) counts as nearest.
-_HOST_NS = 66_000
+#: Two taps of one clock, or two clocks corrected, may disagree by so much about which saw a packet first.
+_SKEW_NS = 10_000
+#: Identifications that go up by no more are a counter's.
+_COUNTED_STEP = 256
+#: So many pairs of two flows do not share identifications by chance, unless these count. So many pairs that say
+#: something of their own show that identifications are kept.
+_FEW_PAIRS = 4
+#: And so many times as many as chance would have it, where they are drawn at random.
+_ABOVE_CHANCE = 8
 #: Where so few pairs are not nearest, no counters overlap: packets that met their own are then nobody's rivals, and a
 #: packet that was held up (the first one of a flow, on a busy host) may be further from its own than from those.
 _LATE_SHARE = 0.1
-#: Identifications that go up by no more are a counter's.
-_COUNTED_STEP = 256
-#: So many pairs of two flows do not share identifications by chance, unless these count.
-_FEW_PAIRS = 4
 
 
-def by_chance(rows_a: Rows, a: NDArray[np.int64], rows_b: Rows, b: NDArray[np.int64]) -> NDArray[np.bool_]:
+def by_chance(
+    rows_a: Rows, a: NDArray[np.int64], rows_b: Rows, b: NDArray[np.int64], *, kept: bool = False
+) -> NDArray[np.bool_]:
     """Return which pairs (row a[n] of one side, b[n] of the other) agree by chance in their identifications.
 
-    Looked at are those that have one and say what others on their side say.
+    Looked at are those that have one and rivals. The rest, if there is some, shows that nothing between the points
+    writes identifications of its own; `kept` where others have shown it.
     """
     result = np.zeros(a.size, np.bool_)
     ip_id = rows_a.table.ip_id[a]
-    asked = np.flatnonzero((ip_id != 0) & (ip_id == rows_b.table.ip_id[b]))
+    numbered = np.flatnonzero((ip_id != 0) & (ip_id == rows_b.table.ip_id[b]))
+    if not numbered.size:
+        return result
+    # most pairs say something of their own, whatever their ends
+    asked = numbered[_repeats(rows_a, a[numbered]) | _repeats(rows_b, b[numbered])]
     if asked.size:
-        asked = asked[_repeats(rows_a, a[asked]) | _repeats(rows_b, b[asked])]
-    if asked.size:
-        result[asked] = _are_chance(rows_a, a[asked], rows_b, b[asked])
+        rivals = Rivals.of(rows_a, a[asked], rows_b, b[asked])
+        asked, rivals = asked[rivals.several], rivals.take(rivals.several)
+        kept |= numbered.size - asked.size >= _FEW_PAIRS or _drawn(rows_a, a[asked], rivals)
+        result[asked] = _are_chance(rows_a, a[asked], rows_b, b[asked], rivals, kept=kept)
     return result
 
 
@@ -55,34 +66,61 @@ def _repeats(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
     return result
 
 
-def _are_chance(rows_a: Rows, a: NDArray[np.int64], rows_b: Rows, b: NDArray[np.int64]) -> NDArray[np.bool_]:
-    time_a, time_b = rows_a.table.time_ns, rows_b.table.time_ns
+def _drawn(rows_a: Rows, a: NDArray[np.int64], rivals: Rivals) -> bool:
+    """Say whether pairs have identifications drawn at random, and are too many to share them by chance."""
+    if a.size < _FEW_PAIRS:
+        return False
+    counting = counts_up(np.zeros(a.size, np.int64), rows_a.table.time_ns[a], rows_a.table.ip_id[a])
+    return not counting[0] and a.size >= _ABOVE_CHANCE * float(rivals.pairings.sum()) / 65536
+
+
+def _are_chance(
+    rows_a: Rows, a: NDArray[np.int64], rows_b: Rows, b: NDArray[np.int64], rivals: Rivals, *, kept: bool
+) -> NDArray[np.bool_]:
+    """Return which pairs agree by chance; `kept` where identifications are known to be."""
     lane_a = rows_a.flow[a] << 1 | rows_a.backward[a]
     lane_b = rows_b.flow[b] << 1 | rows_b.backward[b]
     _, binding, pairs = np.unique(lane_a << 32 | lane_b, return_inverse=True, return_counts=True)
     binding = binding.reshape(-1)
-    counting = counts_up(binding, time_a[a], rows_a.table.ip_id[a])
-    group_a, group_b = group_ids(rows_a.content, rows_b.content)
-    left_a, left_b = np.ones(len(rows_a), np.bool_), np.ones(len(rows_b), np.bool_)
-
-    def are_near(asked: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return which of the asked pairs are nearest among the packets left that say the same."""
-        apart = np.abs(time_b[b[asked]] - time_a[a[asked]])
-        ahead = nearest_distance(group_a[a[asked]], time_a[a[asked]], group_b[left_b], time_b[left_b])
-        back = nearest_distance(group_b[b[asked]], time_b[b[asked]], group_a[left_a], time_a[left_a])
-        result: NDArray[np.bool_] = apart <= np.maximum(np.minimum(ahead, back), _HOST_NS)
-        return result
-
-    nearest = are_near(np.arange(a.size))
-    near = np.bincount(binding[nearest], minlength=pairs.size) >= _NEAREST_SHARE * pairs
+    counting = counts_up(binding, rows_a.table.time_ns[a], rows_a.table.ip_id[a])
+    nearest, near = _near(rows_a, a, rows_b, b, rivals, binding, pairs, kept=kept)
     met = nearest & near[binding]
     late = np.flatnonzero(~met)
     if late.size and late.size <= _LATE_SHARE * a.size:
+        left_a, left_b = np.ones(len(rows_a), np.bool_), np.ones(len(rows_b), np.bool_)
         left_a[a[met]] = left_b[b[met]] = False
-        nearest[late] = are_near(late)
-        near = np.bincount(binding[nearest], minlength=pairs.size) >= _NEAREST_SHARE * pairs
+        again = Rivals.of(rows_a, a[late], rows_b, b[late], left_a, left_b)
+        rivals.nearest[late], rivals.clear[late] = again.nearest, again.clear
+        _, near = _near(rows_a, a, rows_b, b, rivals, binding, pairs, kept=kept)
     result: NDArray[np.bool_] = ~(near | (pairs >= _FEW_PAIRS))[binding] | (counting & ~near[binding])
     return result
+
+
+def _near(
+    rows_a: Rows,
+    a: NDArray[np.int64],
+    rows_b: Rows,
+    b: NDArray[np.int64],
+    rivals: Rivals,
+    binding: NDArray[np.int64],
+    pairs: NDArray[np.int64],
+    *,
+    kept: bool,
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which pairs time speaks for, and of which bindings enough of them; `pairs` says how many each has."""
+    delta = rows_b.table.time_ns[b] - rows_a.table.time_ns[a]
+    nearest, soon = rivals.nearest, np.abs(delta) <= HOST_NS
+    if not kept:
+        # a packet goes the way that its TTL falls; the lag of a counter behind another one knows no way
+        onward = np.sign(rows_a.table.ttl[a].astype(np.int64) - rows_b.table.ttl[b]) * np.sign(delta)
+        nearest = nearest & ((onward >= 0) | (np.abs(delta) <= _SKEW_NS))
+        soon &= onward > 0
+    nearest = nearest | soon
+    near = np.bincount(binding[nearest], minlength=pairs.size) >= _NEAREST_SHARE * pairs
+    if not kept:
+        # what lost its own twin is the nearest of something, too
+        near &= (pairs >= _FEW_PAIRS) | (np.bincount(binding[rivals.clear], minlength=pairs.size) == pairs)
+    return nearest, near
 
 
 def counts_up(

@@ -20,7 +20,7 @@ from nattrace.match.errors.silent import bind_silent
 from nattrace.match.lanes import Lanes
 from nattrace.match.outcome import ABSENT, ANSWERED, TIED, Matches, Shifts, Unmatched
 from nattrace.match.renumber.anchors import worth_waiting
-from nattrace.match.renumber.renumbered import Identifications
+from nattrace.match.renumber.renumbered import Identifications, unnumbered
 from nattrace.match.renumber.rewritten import match_rewritten, may_be_rewritten
 from nattrace.match.renumber.shifted import Shifted, match_shifted
 from nattrace.match.renumber.unseen import may_be_unseen, unseen_ties
@@ -290,7 +290,16 @@ class PairState:
                 open_a, open_b = np.flatnonzero(~done_a), np.flatnonzero(~done_b)
                 left_a, left_b = rows_a.take(open_a), rows_b.take(open_b)
                 own = lanes.take(open_a, open_b)
-                found = match_by_binding(left_a, left_b, by, own, self.usual, self.book, renumbered)
+                found = match_by_binding(
+                    left_a,
+                    left_b,
+                    by,
+                    own,
+                    self.usual,
+                    self.book,
+                    renumbered,
+                    kept=self.identifications.are_kept,
+                )
                 found = Matches(open_a[found.a], open_b[found.b], found.flags)
                 self.commit(rows_a, rows_b, found)
                 note_matched(found.a, found.b)
@@ -315,6 +324,8 @@ class PairState:
             )
             heads = heads.among(open_a, open_b)
             firsts = self._firsts(flows_a, flows_b, edges)
+            if renumbered:
+                left_a, left_b = unnumbered(left_a), unnumbered(left_b)
             pieces = match_pieces(left_a, left_b, own, heads, firsts, self.usual)
             pieces.say_shifted(moved[pieces.b])
             pieces = pieces.of_rows(open_a, open_b)
@@ -388,7 +399,10 @@ class PairState:
         """
         open_a, open_b = np.flatnonzero(~done_a), np.flatnonzero(~done_b)
         left_a, left_b = rows_a.take(open_a), rows_b.take(open_b)
-        found = match_shifted(left_a, left_b, flows_a, flows_b, edges, lanes.take(open_a, open_b), self.book)
+        asked = left_a, left_b
+        if self.identifications.renumbered:
+            asked = unnumbered(left_a), unnumbered(left_b)
+        found = match_shifted(*asked, flows_a, flows_b, edges, lanes.take(open_a, open_b), self.book)
         if found.shifts is not None:
             self.shifts.append(found.shifts)
         self.commit(left_a, left_b, found.matches)

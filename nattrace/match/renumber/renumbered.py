@@ -8,7 +8,7 @@ such packets contradict nothing. This module learns; it matches nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,6 +83,16 @@ class Identifications:
         sure = few | (self.changed >= _SAMPLES) & (self.changed >= _SHARE * (self.changed + self.kept))
         sure[0] = False  # neither end kept: nothing but the identification tells such packets from a proxy's
         return int((sure << np.arange(4)).sum())
+
+    @property
+    def are_kept(self) -> bool:
+        """Whether identifications are known to be kept between the points."""
+        return bool(self.kept.sum() >= _SAMPLES) and not self.changed.any()
+
+
+def unnumbered(rows: Rows) -> Rows:
+    """Return rows whose identifications are said to be unknown, which neither vouches for anything nor contradicts."""
+    return replace(rows, table=replace(rows.table, ip_id=np.zeros_like(rows.table.ip_id)))
 
 
 #: All identifications are written anew, whatever was kept of the ends.
