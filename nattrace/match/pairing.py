@@ -150,6 +150,21 @@ def nearest_distance(
     return distance
 
 
+def nearest_row(
+    group: NDArray[np.int64],
+    time: NDArray[np.int64],
+    other_group: NDArray[np.int64],
+    other_time: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Return which row of the other side with the same group is nearest in time; -1 where there is none."""
+    rows, other = np.lexsort((time, group)), np.lexsort((other_time, other_group))
+    nearest = np.full(time.size, -1, np.int64)
+    if rows.size and other.size:
+        found = _neighbours(group[rows], time[rows], other_group[other], other_time[other], _FAR)[0]
+        nearest[rows] = np.where(found >= 0, other[np.maximum(found, 0)], -1)
+    return nearest
+
+
 def nearest_pairs(
     group_a: NDArray[np.int64],
     time_a: NDArray[np.int64],

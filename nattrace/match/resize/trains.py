@@ -17,7 +17,7 @@ import numpy as np
 from nattrace.lookup import contains
 from nattrace.match import evidence
 from nattrace.match.keys import M1, mix
-from nattrace.match.pairing import group_ids, nearest_distance, nearest_pairs
+from nattrace.match.pairing import group_ids, nearest_distance, nearest_pairs, nearest_row
 from nattrace.match.resize.datagrams import fragment_rows
 from nattrace.match.resize.heads import HEAD_BYTES
 from nattrace.match.resize.pieces import Pieces
@@ -334,6 +334,11 @@ def _anchors(
         longer = (large.length[i] > small.length[j]) & (large.length[i] <= small.length[j] * LONGEST_TRAIN)
         found.append((i[longer], j[longer]))
     (i, j), (start_i, start_j) = found
+    # what begins a burst is no beginning of this one when another burst has one like it, and nearer
+    burst = np.cumsum(starts)
+    near = nearest_row(key_large[start_i], large.due_ns[start_i], key_small, small.due_ns)
+    own = burst[near] == burst[start_j]
+    start_i, start_j = start_i[own], start_j[own]
     own = ~(large.common[i] | small.common[j])
     i, j = i[own], j[own]
     alike = ~np.isin(start_i, i) & ~np.isin(start_j, j)
