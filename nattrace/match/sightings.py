@@ -20,7 +20,7 @@ from nattrace.match.flows import sorted_groups
 from nattrace.match.handshakes import Handshakes
 from nattrace.match.keys import commonplace_keys, flow_hash, has_ports
 from nattrace.match.rows import Rows
-from nattrace.match.unique import young_ids
+from nattrace.match.worn import numbered_by_hand, young_ids
 from nattrace.table import TCP
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ class Sightings:
         changed &= (bits >= evidence.STRONG) & (vouched | tcp | (passed & known & (apart <= UNCHANGED_NS)))
         # where a payload must carry the match, no packet but these may say the same, and no more than one packet is seen
         others = np.flatnonzero(changed & (table.protocol[first] != TCP))
-        common = np.zeros(first.size, np.bool_)
+        # nor do numbers that somebody made up tell segments apart: devices of a kind begin alike
+        common = numbered_by_hand(table)[first]
         if others.size:
             keys = [commonplace_keys(part.table, np.arange(len(part))) for part in everything]
             said = np.sort(np.concatenate(keys))

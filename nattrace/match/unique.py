@@ -14,6 +14,7 @@ from nattrace.match.evidence import TCP_REPEAT_NS
 from nattrace.match.keys import blank_echoes, commonplace_keys
 from nattrace.match.outcome import Matches
 from nattrace.match.pairing import unique_pairs
+from nattrace.match.worn import numbered_by_hand, says_nothing, worn_ids, worn_segments
 from nattrace.table import TCP
 
 if TYPE_CHECKING:
@@ -28,9 +29,6 @@ FAR_NS = 1_000_000_000
 #: A sender that repeats itself word for word waits longer than this between two copies (SIP 500 ms, DNS 1 s,
 #: the fastest games some 15 ms), and a packet stays for less in one host. Far points need votes (see `votes`).
 REPEAT_NS = 10_000_000
-#: IP identifications of a device that counts from its start are small; then many devices send the same ones.
-_YOUNG_ID = 1024
-_YOUNG_SEQ = 1 << 16
 #: So many times as many pairs of another binding outvote those that rest on an identification.
 _OUTVOTED = 8
 #: Windows with fewer candidates than this, or with fewer than this share of their new packets among them, are
@@ -123,7 +121,7 @@ def _believe(
 ) -> Matches:
     """Return which candidate pairs are believed by their own evidence.
 
-    `careful` has identifications of packets that say what others say looked at twice, see `_worn_ids`.
+    `careful` has identifications of packets that say what others say looked at twice, see `worn`.
     """
     if not a.size:
         return Matches(a, b, np.empty(0, np.uint16))
@@ -144,7 +142,7 @@ def _believe(
         beyond_doubt[unsure] = False
         worn = ~numbered[unsure]
         if careful:
-            worn |= _worn_ids(rows_a, a[unsure]) | _worn_ids(rows_b, b[unsure])
+            worn |= worn_ids(rows_a, a[unsure]) | worn_ids(rows_b, b[unsure])
         good[unsure[worn]] = False
         if careful:
             unsure = unsure[~worn]
@@ -152,10 +150,12 @@ def _believe(
     if careful:
         told = np.flatnonzero(good & told_apart)
         good[told[by_chance(rows_a, a[told], rows_b, b[told])]] = False
-        numbered_by_hand = np.flatnonzero(good & tcp & made_up(rows_a.table.seq[a]))
-        if numbered_by_hand.size:
-            x, y = a[numbered_by_hand], b[numbered_by_hand]
-            good[numbered_by_hand[_blank_segments(rows_a, x) | _blank_segments(rows_b, y)]] = False
+        by_hand = np.flatnonzero(good & numbered_by_hand(rows_a.table)[a])
+        if by_hand.size:
+            x, y = a[by_hand], b[by_hand]
+            alike = says_nothing(rows_a, x) | says_nothing(rows_b, y)
+            worn = ~told_apart[by_hand] | worn_segments(rows_a, x) | worn_segments(rows_b, y)
+            good[by_hand[alike & worn]] = False
     acknowledged = tcp & ((flags & evidence.TCP_ACK) != 0)
     # a segment without an IP id may be another copy of itself, but not so soon
     usual.learn(delta[good & beyond_doubt & (told_apart | (acknowledged & (apart <= TCP_REPEAT_NS)))])
@@ -170,60 +170,6 @@ def _believe(
     if longest is None:
         usual.learn(delta)  # nothing was beyond doubt; what is believed is next best
     return Matches(a, b, flags)
-
-
-def _worn_ids(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return for which chosen rows the IP identification does not tell packets apart that say the same.
-
-    So it is for young ones (two equal bytes are filled like the packet), and where several packets
-    that say the same have the same identification much more often than chance would have it: their senders
-    count in step.
-    """
-    table = rows.table
-    own_id = table.ip_id[chosen]
-    worn = young_ids(own_id)
-    alike = np.flatnonzero((table.protocol != TCP) & (table.ip_id != 0))
-    said, place = np.unique(commonplace_keys(table, alike), return_inverse=True)
-    place = place.reshape(-1)
-    identity = np.unique((place.astype(np.int64) << 32) | table.ip_id[alike])
-    sent = np.bincount(place, minlength=said.size)
-    different = np.bincount(identity >> 32, minlength=said.size)
-    by_chance = sent * (sent - 1.0) / (2 * 65536)
-    in_step = sent - different > 2 + 4 * by_chance
-    own = np.minimum(np.searchsorted(said, commonplace_keys(table, chosen)), max(said.size - 1, 0))
-    if said.size:
-        worn |= in_step[own]
-    return worn
-
-
-def young_ids(ip_id: NDArray[np.uint32]) -> NDArray[np.bool_]:
-    """Return which IP identifications many devices send: those of a young counter, and two equal bytes."""
-    young: NDArray[np.bool_] = (ip_id < _YOUNG_ID) | (ip_id % 0x0101 == 0)
-    return young
-
-
-def made_up(seq: NDArray[np.uint32]) -> NDArray[np.bool_]:
-    """Return which TCP sequence numbers are no random ones (RFC 6528): below 2**16, or four equal bytes.
-
-    Packets that were made by hand begin with 0, 1 or 1000, and fuzzed ones are filled with one byte.
-    """
-    made_up: NDArray[np.bool_] = (seq < _YOUNG_SEQ) | (seq % np.uint32(0x01010101) == 0)
-    return made_up
-
-
-def _blank_segments(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return which of the chosen segments, of made up numbers, say nothing and share their IP identification."""
-    table = rows.table
-    filled = fillings()
-    hashes = table.content_hash[chosen]
-    blank = contains(filled, hashes)
-    blank |= table.payload_length[chosen] == 0
-    others = np.flatnonzero((table.protocol == TCP) & made_up(table.seq))
-    ids, count = np.unique(table.ip_id[others], return_counts=True)
-    own = table.ip_id[chosen]
-    shared = (count[np.searchsorted(ids, own)] > 1) | (own % 0x0101 == 0)
-    result: NDArray[np.bool_] = blank & shared
-    return result
 
 
 def _outvoted(

@@ -78,6 +78,43 @@ def test_devices_that_count_their_identifications_in_step(
     analyzed(network.write(tmp_path))
 
 
+@pytest.mark.parametrize("snaplen", [42, 54, 262144])
+@pytest.mark.parametrize("payload", [b"", b"GET / HTTP/1.1"])
+@pytest.mark.parametrize("first_number", [0, 1000, 0x01010101])
+@pytest.mark.parametrize("missed", [0.0, 0.1, 0.3])
+def test_segments_with_numbers_made_up_by_devices_in_step(
+    missed: float, first_number: int, payload: bytes, snaplen: int, tmp_path: Path
+) -> None:
+    """Sequence numbers that all begin with and identifications that all have: no packet is another one, here or there."""
+    for seed in range(4):
+        network = Network(seed)
+        devices = [masquerade("tcp", (f"172.17.0.{n + 2}", 40_000), (SERVER, 80), 100 + n) for n in range(3)]
+        for device in devices:
+            device.seq = device.ack = first_number
+        for n in range(10):
+            network.wait_us(20_000)
+            for device in devices:
+                network.wait_us(5, 50)
+                unseen = [point for point in ("inside", "outside") if network.rng.random() < missed]
+                network.send(device, payload, reply=n % 2 == 1, ip_id=30_000 + n, unseen=unseen)
+        analyzed(network.write(tmp_path, snaplen))
+
+
+def test_bursts_closer_than_the_box_takes_do_not_elect_by_their_order(tmp_path: Path) -> None:
+    """Two hosts that ping at once: in four bursts of four the box let the second one out first."""
+    network = Network()
+    hosts = [masquerade("icmp", (f"fd00::{n + 2}", 1), (SERVER_V6, 0), 100 + n) for n in range(2)]
+    for _ in range(4):
+        network.wait_us(1_000_000)
+        for reply in (False, True):
+            for host, way_us in zip(hosts, (40, 10), strict=True):
+                network.wait_us(10)
+                way_ns = (way_us * 1000, way_us * 1000)
+                network.send(host, bytes(56), reply=reply, ip_id=0, delay_ns=way_ns)
+            network.wait_us(900)
+    assert crossings(analyzed(network.write(tmp_path))) == 0
+
+
 @pytest.mark.parametrize(("ip_id", "found"), [(3, 0), (30_003, 1)])
 def test_one_blank_packet_with_a_small_identification_is_no_proof(
     ip_id: int, found: int, tmp_path: Path

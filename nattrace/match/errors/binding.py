@@ -22,7 +22,8 @@ from nattrace.match.keys import commonplace_keys, endpoint_hash, flow_hash, has_
 from nattrace.match.lanes import Lanes
 from nattrace.match.outcome import Matches
 from nattrace.match.pairing import unique_pairs
-from nattrace.match.unique import REPEAT_NS, made_up, young_ids
+from nattrace.match.unique import REPEAT_NS
+from nattrace.match.worn import made_up, young_ids
 from nattrace.table import TCP
 
 if TYPE_CHECKING:
