@@ -44,6 +44,8 @@ _S16, _S17, _S29, _S31, _S32, _S48 = (np.uint64(n) for n in (16, 17, 29, 31, 32,
 _ECHO_HEADER_BYTES = 8  # RFC 792, RFC 4443
 #: L4 bytes that must be comparable before a TCP field may enter a key (RFC 9293 section 3.1).
 ACK_END, _FLAGS_END, _WINDOW_END = 12, 14, 16
+#: Where sequence numbers end in the headers of TCP and of ICMP queries (RFC 792).
+SEQ_END = 8
 
 
 def mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -112,6 +114,14 @@ def packet_keys(
     content = mix(word)
     exact: NDArray[np.uint64] = content ^ (table.ip_id.astype(np.uint64) + np.uint64(1)) * M1
     return content, mix(exact)
+
+
+def illegible(table: PacketTable) -> NDArray[np.bool_]:
+    """Return which TCP and ICMP packets are cut off, here or at another point, before their sequence number."""
+    numbered = (table.protocol == TCP) | (table.protocol == ICMP) | (table.protocol == ICMPV6)
+    later = (table.fragment & np.uint16(FRAGMENT_OFFSET)) != 0
+    result: NDArray[np.bool_] = numbered & ~later & (table.l4_visible < SEQ_END)
+    return result
 
 
 def without_length(table: PacketTable, rows: NDArray[np.int64] | slice) -> NDArray[np.uint16]:

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-#: Why a packet has no partner at the other point; ANSWERED: a box between the points made it, or swallowed it.
-ABSENT, TIED, ANSWERED = 0, 1, 2
+#: Why a packet has no partner at the other point; ANSWERED: a box between the points made it, or swallowed it;
+#: ILLEGIBLE: the capture is cut off before the number that tells it from others of its flow.
+ABSENT, TIED, ANSWERED, ILLEGIBLE = 0, 1, 2, 3
 
 
 @dataclass(slots=True)

@@ -17,8 +17,9 @@ from nattrace.match.bindings import match_by_binding
 from nattrace.match.edges import Edges, edges_of, group_lanes, merge_edges, ttl_drop
 from nattrace.match.errors.binding import bind_by_errors, match_quoted
 from nattrace.match.errors.silent import bind_silent
+from nattrace.match.keys import illegible
 from nattrace.match.lanes import Lanes
-from nattrace.match.outcome import ABSENT, ANSWERED, TIED, Matches, Shifts, Unmatched
+from nattrace.match.outcome import ABSENT, ANSWERED, ILLEGIBLE, TIED, Matches, Shifts, Unmatched
 from nattrace.match.renumber.anchors import worth_waiting
 from nattrace.match.renumber.renumbered import Identifications, unnumbered
 from nattrace.match.renumber.rewritten import match_rewritten, may_be_rewritten
@@ -223,6 +224,7 @@ class PairState:
         self.given_up += len(rows)
         table = rows.table
         tcp = table.protocol == TCP
+        reason = np.where((reason == ABSENT) & illegible(table), np.uint8(ILLEGIBLE), reason)
         record = Unmatched(
             flow=rows.flow,
             time_ns=table.time_ns,

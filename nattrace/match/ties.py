@@ -9,11 +9,15 @@ import numpy as np
 from nattrace.match.keys import M1, mix
 from nattrace.match.outcome import ABSENT, TIED
 from nattrace.match.pairing import group_ids, nearest_distance
+from nattrace.match.unique import FAR_NS
+from nattrace.match.worn import made_up, young_ids
+from nattrace.table import TCP
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nattrace.match.rows import Rows
+    from nattrace.table import PacketTable
 
 #: A packet has a candidate only this close: nothing forwards a packet after half a minute (see REACH_NS).
 TIE_WINDOW_NS = 30_000_000_000
@@ -50,7 +54,25 @@ def tied_rows(rows: Rows, others: Rows, *, renumbered: bool = False) -> NDArray[
             group, their_group = group_ids(*_tie_keys(rows, others, end, renumbered=renumbered))
             apart = nearest_distance(group, rows.table.time_ns, their_group, others.table.time_ns)
             tied[apart <= TIE_WINDOW_NS] = TIED
+        if not renumbered:
+            tied[_both_ends_changed(rows, others)] = TIED
     return tied
+
+
+def _both_ends_changed(rows: Rows, others: Rows) -> NDArray[np.int64]:
+    """Return the rows of which others tell the same, under the same identification or TCP number, of other addresses.
+
+    Where captures are cut, that is too little for a match, and too much for a loss.
+    """
+
+    def telling(table: PacketTable) -> NDArray[np.int64]:
+        numbered = (table.ip_id != 0) & ~young_ids(table.ip_id)
+        return np.flatnonzero(numbered | ((table.protocol == TCP) & ~made_up(table.seq)))
+
+    own, their = telling(rows.table), telling(others.table)
+    group, their_group = group_ids(rows.exact[own], others.exact[their])
+    apart = nearest_distance(group, rows.table.time_ns[own], their_group, others.table.time_ns[their])
+    return own[apart <= FAR_NS]
 
 
 def candidates(rows: Rows, others: Rows, *, renumbered: bool = False) -> NDArray[np.uint32]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nattrace.match.lanes import edge_of
-from nattrace.match.outcome import ANSWERED, TIED
+from nattrace.match.outcome import ANSWERED, ILLEGIBLE, TIED
 from nattrace.match.resize.pieces import Resized
 from nattrace.nat.resized import resized
 
@@ -208,13 +208,29 @@ def count_hops(
         for side, (own, other, point, far) in enumerate(((first, second, i, j), (second, first, j, i))):
             if own.flow.size:
                 changed_size = resized(own, lanes[side], other, lanes[1 - side])
+                # nobody knows which of a flow's packets one is that is cut off before its number
+                unread = lanes[1 - side][other.reason == ILLEGIBLE]
+                legible = (own.reason != ILLEGIBLE) & ~np.isin(lanes[side], unread)
                 place = places[side]
                 if division is not None:
                     place.hop = division.piece(place.hop, place.reply, own.time_ns, place.at_to)
                 told = None
                 if answers is not None:
                     told = answers.answered(point, own), answers.maybe_answered(point, own)
-                _missing(counts, pair, own, place, changed_size, point, far, coverage, onward, unparted, told)
+                _missing(
+                    counts,
+                    pair,
+                    own,
+                    place,
+                    changed_size,
+                    legible,
+                    point,
+                    far,
+                    coverage,
+                    onward,
+                    unparted,
+                    told,
+                )
     if division is not None:
         counts.matched[division.of_pieces] = division.matched[division.of_pieces]
     return counts
@@ -380,6 +396,7 @@ def _missing(
     record: Unmatched,
     place: _Placed,
     changed_size: NDArray[np.bool_],
+    legible: NDArray[np.bool_],
     point: int,
     other: int,
     coverage: Coverage,
@@ -400,7 +417,7 @@ def _missing(
     if rows.size:
         time = record.time_ns[rows]
         covered = coverage.sure(other, time) & coverage.sure(other, time + pair.margin_ns)
-        covered &= unparted[place.hop[rows]] & coverage.placed(point)
+        covered &= unparted[place.hop[rows]] & coverage.placed(point) & legible[rows]
         sending = place.sending[rows]
         covered &= ~onward.seen(point, other, record.number[rows], record.flow[rows], place.reply[rows])
         verdict = np.where(covered, LOST, UNKNOWABLE)

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nattrace.match.errors.icmp_errors import SEQ_END
 from nattrace.match.errors.quoted import flows_of_quotes
 from nattrace.match.errors.unread import ANSWER_NS
-from nattrace.match.keys import M1, mix
+from nattrace.match.keys import M1, SEQ_END, mix
 from nattrace.match.pairing import group_ids
 from nattrace.nat.hops import ICMP_ANSWERED, ONE_SIDED, UNKNOWABLE
 

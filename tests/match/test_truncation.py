@@ -20,6 +20,9 @@ FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 TUNNELS = ("tunnel_", "overlay_")
 RECORDED = [path for path in sorted((FIXTURES / "lab").iterdir()) if not path.name.startswith(TUNNELS)]
 RECORDED.append(FIXTURES / "docker-ping")
+WRAPPED = [path for path in sorted((FIXTURES / "lab").iterdir()) if path.name.startswith(TUNNELS)]
+#: In what tunnels carry, before and behind the sequence numbers.
+IN_TUNNELS = (68, 78, 90, 98)
 #: From the ports and the TCP sequence number of IPv4 alone (42) on, in and between the fields of what follows.
 SNAPLENS = (42, 46, 54, 62, 74, 94)
 #: One point cut, the others whole: between the fields of a TCP header over IPv4, and of one over IPv6.
@@ -127,10 +130,27 @@ def test_cut_captures_give_the_same_answer_or_less_of_it(folder: Path, tmp_path:
             what = (snaplen, [path.stem for path in short])
             assert not rows(report) - possible, what
             assert not tuples(report) - all_tuples, what
+            assert unmatched(report, "lost") <= unmatched(whole, "lost"), what
+            assert lost_flows(report) <= lost_flows(whole), what
             if snaplen >= HEADERS_WHOLE and folder.name != LONGER:
                 missing = all_rows - rows(report) - errors
                 doubtful = unmatched(report, "ambiguous") if folder.name == "trace_v6" else set()
                 assert not {row for row in missing if not {row[:2], row[2:4]} <= doubtful}, what
+
+
+@pytest.mark.parametrize("folder", WRAPPED, ids=lambda folder: folder.name)
+def test_what_a_tunnel_carries_is_not_lost_where_it_is_cut_off(folder: Path, tmp_path: Path) -> None:
+    captures = sorted(folder.glob("*.pcap"))
+    whole = nattrace.analyze(*captures)
+    for snaplen in IN_TUNNELS:
+        for short in (captures, captures[:1], captures[-1:]):
+            given = [tmp_path / path.name if path in short else path for path in captures]
+            for path in short:
+                cut(path, tmp_path / path.name, snaplen)
+            report = nattrace.analyze(*given)
+            what = (snaplen, [path.stem for path in short])
+            assert unmatched(report, "lost") <= unmatched(whole, "lost"), what
+            assert lost_flows(report) <= lost_flows(whole), what
 
 
 @pytest.mark.parametrize("folder", QUOTING, ids=lambda folder: folder.name)

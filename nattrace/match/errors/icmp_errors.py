@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from nattrace.match.keys import M1, M2, endpoint_hash, mix
+from nattrace.match.keys import M1, M2, SEQ_END, endpoint_hash, mix
 from nattrace.table import PacketTable
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ ERRORS_LIMIT = 262_144
 NO_FAULT, UNTRANSLATED, OUTER_UNTRANSLATED, QUOTE_UNTRANSLATED, BROKEN = range(5)
 
 
-#: Where sequence numbers end in the headers of TCP (RFC 9293) and of ICMP queries (RFC 792).
-SEQ_END: Final = 8
 #: An unchanged error seen again within this time is the same one, see `sightings`.
 _UNCHANGED_NS: Final = 10_000_000
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from nattrace.lookup import contains
 from nattrace.match.edges import edge_keys
-from nattrace.match.keys import ACK_END, M1, M2, M3, endpoint_hash, mix
+from nattrace.match.keys import ACK_END, M1, M2, M3, SEQ_END, endpoint_hash, mix
 from nattrace.match.lanes import edge_of
 from nattrace.match.pairing import group_ids, unique_pairs
 from nattrace.match.ties import TIE_WINDOW_NS
@@ -50,8 +50,8 @@ GROWTH_BYTES = 256
 FLAGS = np.uint16(0x03F)
 #: Bytes of TCP options at most (RFC 9293 section 3.1).
 _TCP_OPTION_BYTES = 40
-#: L4 bytes up to the sequence number, and up to the flags (RFC 9293 section 3.1).
-_SEQ_END, FLAGS_END = 8, 14
+#: L4 bytes up to the flags (RFC 9293 section 3.1).
+FLAGS_END = 14
 _S16, _S32 = np.uint64(16), np.uint64(32)
 #: Places of the table by which most keys are seen to be nobody's: in the second-level cache as bytes.
 _MARKS = 1 << 18
@@ -157,7 +157,7 @@ def empty_bytes(table: PacketTable) -> NDArray[np.uint32]:
 
 def legible(table: PacketTable, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return which rows are whole TCP packets of which the sequence number at least is there."""
-    result: NDArray[np.bool_] = (table.protocol[rows] == TCP) & (table.l4_visible[rows] >= _SEQ_END)
+    result: NDArray[np.bool_] = (table.protocol[rows] == TCP) & (table.l4_visible[rows] >= SEQ_END)
     result &= (table.fragment[rows] & np.uint16(MORE_FRAGMENTS | FRAGMENT_OFFSET)) == 0
     return result
 
