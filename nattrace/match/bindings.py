@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nattrace.match import evidence
+from nattrace.match.copies import may_be_copies
 from nattrace.match.counters import by_chance
 from nattrace.match.keys import ACK_END, M1, M2, has_ports, mix
 from nattrace.match.outcome import Matches
@@ -91,7 +92,11 @@ def match_by_binding(
     a, b, ranked = a[onward], b[onward], ranked[onward]
     _, flags, conflict = evidence.weigh(rows_a.table, a, rows_b.table, b, book, renumbered=renumbered)
     flags |= np.uint16(evidence.BINDING) | ranked * np.uint16(evidence.NEAREST)
-    good = ~conflict & ~by_chance(rows_a, a, rows_b, b, kept=kept)
+    good = (
+        ~conflict
+        & ~may_be_copies(rows_a, a, rows_b, b, longest, numbered=not renumbered, left=True)
+        & ~by_chance(rows_a, a, rows_b, b, kept=kept)
+    )
     return Matches(a[good], b[good], flags[good])
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from nattrace.ingest.l4 import fillings
 from nattrace.lookup import contains
 from nattrace.match import evidence
+from nattrace.match.copies import may_be_copies
 from nattrace.match.counters import by_chance
 from nattrace.match.evidence import TCP_REPEAT_NS
 from nattrace.match.keys import blank_echoes, commonplace_keys
@@ -165,6 +166,10 @@ def _believe(
         good &= told_apart | (apart <= limit)
     else:
         good &= told_apart | (apart <= np.where(tcp, TCP_REPEAT_NS, REPEAT_NS))
+    if careful or renumbered:
+        rest = np.flatnonzero(good & ~told_apart)
+        may_be = may_be_copies(rows_a, a[rest], rows_b, b[rest], longest, numbered=not renumbered)
+        good[rest[may_be]] = False
     if not good.all():
         a, b, flags, delta = a[good], b[good], flags[good], delta[good]
     if longest is None:
