@@ -150,6 +150,15 @@ def test_datagrams_that_say_the_same_are_packets_each_and_find_their_train(
     assert set(report.accounting.unmatched) <= {"ambiguous"}
 
 
+def test_a_burst_is_not_that_of_a_large_datagram_with_another_one_like_it_nearer_by() -> None:
+    """Two bursts have a datagram of one identification; the nearer one pauses nowhere before it."""
+    drawn = Settings(
+        seed=132072, sends=60, merged=True, spacing_us=(30, 60), lost=0.3, missed=0.1, constant=0.7, unlike=False
+    )  # fmt: skip
+    _, rows, truth = judged(drawn)
+    assert not set(rows) - truth.shared
+
+
 @EXAMPLES
 @given(
     seed=SEEDS,
