@@ -158,12 +158,15 @@ def test_a_workload_that_outlasts_the_capture_is_ended(diary: list[str]) -> None
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_as_it_should_be_ended(diary: list[str], which: signal.Signals) -> None:
-    before = signal.getsignal(which)
-    threading.Timer(0.3, os.kill, (os.getpid(), which)).start()
-    manifest = run_session([A], lambda p: Scripted(p, diary), Options(duration_s=30))
-    assert manifest.stopped_by == "signal"
-    assert diary[-2:] == ["collect a", "close a"]
-    assert signal.getsignal(which) is before
+    outside = signal.signal(which, signal.SIG_DFL)  # under nohup it is ignored, and stays so
+    try:
+        threading.Timer(0.3, os.kill, (os.getpid(), which)).start()
+        manifest = run_session([A], lambda p: Scripted(p, diary), Options(duration_s=30))
+        assert manifest.stopped_by == "signal"
+        assert diary[-2:] == ["collect a", "close a"]
+        assert signal.getsignal(which) is signal.SIG_DFL
+    finally:
+        signal.signal(which, outside)
 
 
 def test_what_a_script_starts_in_the_background_can_be_interrupted(diary: list[str]) -> None:
