@@ -20,6 +20,7 @@ SERVED_S = 120.0
 
 TCP_PORT, UDP_PORT, CLOSED_PORT = 80, 53, 9
 PUBLISHED = (8080, 8081)
+SAME = (1, 20, 33)  #: sizes of datagrams that all containers send alike
 OWN_PORT = 5555  #: the same in all containers, so that the kernel must pick others
 
 
@@ -87,12 +88,12 @@ def ask(seed: int, one: str, two: str, published: str) -> None:
         lambda: repeat(8, lambda _: fetch(one, TCP_PORT, 10)),
         lambda: fetch(one, CLOSED_PORT, 0),
         *(lambda port=port: fetch(published, port, 50_000) for port in PUBLISHED),
-        lambda: echo(one, UDP_PORT, 1, 15, OWN_PORT),  # keep-alives
-        lambda: echo(two, UDP_PORT, 20, 4, OWN_PORT),
+        lambda: echo(one, UDP_PORT, SAME[0], 15, OWN_PORT),  # keep-alives
+        lambda: echo(two, UDP_PORT, SAME[1], 4, OWN_PORT),
         lambda: echo(two, UDP_PORT, 4000, 5),  # fragments
         lambda: echo(one, CLOSED_PORT, 30, 3),
         # from ports of their own: the one that the system picks may be one that it has just picked
-        lambda: repeat(10, lambda n: echo(one, UDP_PORT, 33, 1, 6000 + 10 * seed + n)),
+        lambda: repeat(10, lambda n: echo(one, UDP_PORT, SAME[2], 1, 6000 + 10 * seed + n)),
     ]
     chance.shuffle(tasks)
     threads = [threading.Thread(target=task) for task in tasks]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -90,13 +91,20 @@ def test_every_translation_of_a_busy_host_is_the_kernels(engine: Engine, tmp_pat
     assert 0 <= 3 * (11 + 14 + 2) + 8 - len(expected) <= gone
     crossings = [crossing for flow in report["flows"] for crossing in flow["crossings"]]
     assert sum(crossing["matched"] for crossing in crossings) > 500
-    # two acknowledgements that are alike in everything, identification 0 among it, may be told apart by nothing
-    doubtful = [
-        replace(row.packet, frame=0, time=None)
-        for row in nattrace.analyze(tmp_path / "b").rewrites.all()
-        if isinstance(row, Unmatched) and row.reason == "ambiguous"
+    # Two acknowledgements that are alike in everything, identification 0 among it, may be told apart by nothing; and a
+    # datagram that says what all say, held up by a loaded machine, has nearer ones for rivals. Few are, and none is lost.
+    rows = list(nattrace.analyze(tmp_path / "b").rewrites.all())
+    seen = [
+        p for row in rows for p in ([row.packet] if isinstance(row, Unmatched) else [row.before, row.after])
     ]
-    assert [p for p in doubtful if (p.ip_id, p.length) != (0, 0) or doubtful.count(p) == 1] == []
+    alike = Counter(replace(packet, frame=0, time=None) for packet in set(seen))
+    doubtful = [row.packet for row in rows if isinstance(row, Unmatched) and row.reason == "ambiguous"]
+    twins = [
+        p for p in doubtful if (p.ip_id, p.length) == (0, 0) and alike[replace(p, frame=0, time=None)] > 1
+    ]
+    others = [packet for packet in doubtful if packet not in twins]
+    assert {(packet.protocol, packet.length) for packet in others} <= {("udp", size) for size in busy.SAME}
+    assert len(others) <= len(seen) / 500
     assert sum(crossing["lost"] for crossing in crossings) == gone
     if ports == "random":
         kept = [original[2:] == reply[3:1:-1] for original, reply in expected if original[2] is not None]
