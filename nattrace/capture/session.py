@@ -75,9 +75,10 @@ def run_session(
 ) -> Manifest:
     """Capture on all points until something ends it, and return the manifest; context is not taken here.
 
-    `start` begins to capture one point; `on_listening` is called when all do, before the workload starts. The capture ends with the workload, after ``duration_s``, at ``count``
-    packets, at ``max_bytes``, by SIGINT, SIGTERM or SIGHUP, or when no tcpdump is left. The workload's stdout goes
-    to stderr; one that still runs at the end gets SIGTERM.
+    `start` begins to capture one point; `on_listening` is called when all do, before the workload starts. The
+    capture ends with the workload, after ``duration_s``, at ``count`` packets, at ``max_bytes``, by SIGINT,
+    SIGTERM or SIGHUP, or when no tcpdump is left. The workload's stdout goes to stderr; one that still runs
+    at the end gets SIGTERM.
 
     Raises
     ------

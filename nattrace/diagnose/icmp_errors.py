@@ -94,10 +94,11 @@ def icmp_error_findings(
     """Return the findings about ICMP errors, the most severe first.
 
     ``icmp-error-quote-untranslated``: outer header and quote do not show the same side of the translation.
-    ``icmp-error-quote-broken``: the quote changed in what NAT leaves alone. ``icmp-error-lost``: it reached one point
-    and provably not the next; ``icmp-error-not-seen`` where the next point's filter may have left it out. ``path-mtu``: a router said how large packets may be, and the word arrived. ``icmp-answered``:
-    errors say what became of packets that were found at one point only. ``icmp-quotes-missing``: they would, if the
-    capture held what they quote.
+    ``icmp-error-quote-broken``: the quote changed in what NAT leaves alone. ``icmp-error-lost``: it reached
+    one point and provably not the next; ``icmp-error-not-seen`` where the next point's filter may have left
+    it out. ``path-mtu``: a router said how large packets may be, and the word arrived. ``icmp-answered``:
+    errors say what became of packets that were found at one point only. ``icmp-quotes-missing``: they would,
+    if the capture held what they quote.
     """
     faults: dict[tuple[str, str, int], _Group] = defaultdict(_Group)
     mtus: dict[tuple[str, str, int], _Group] = defaultdict(_Group)

@@ -41,9 +41,10 @@ def decode(
     Columns that need more words than `PacketTable` has for them:
 
     ``content_hash`` covers up to 32 bytes that NAT never rewrites, inside captured length, IP length and
-    ``options.comparable_bytes``: TCP from byte 20 (options and payload), a TCP SYN from the end of its header,
-    UDP, UDP-Lite, DCCP and ICMP queries from byte 8 (SIP: what names the message), other ICMP from byte 4, SCTP from byte 12, PPTP's GRE from behind its call id, later fragments
-    and unknown protocols from their first byte, ICMP errors nothing.
+    ``options.comparable_bytes``: TCP from byte 20 (options and payload), a TCP SYN from the end of its
+    header, UDP, UDP-Lite, DCCP and ICMP queries from byte 8 (SIP: what names the message), other ICMP from
+    byte 4, SCTP from byte 12, PPTP's GRE from behind its call id, later fragments and unknown protocols from
+    their first byte, ICMP errors nothing.
 
     ``residual`` is the complement of the L4 checksum less addresses, ports and id, modulo 65535 (RFC 1071), 0
     to 65534: what protocol, length and all untouched bytes sum up to. It is the same before and after NAT even

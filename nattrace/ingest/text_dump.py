@@ -1,7 +1,8 @@
 """Hex dumps under printed packets (-x, -xx, -X, -XX): the packet itself, as far as tcpdump dumped it.
 
 A dump is believed when it holds the addresses that the line above it printed, or, where the line could not be
-read, an IPv4 header with a right checksum or what must be an IPv6 header. Nothing here parses headers further: that is `decode`'s work.
+read, an IPv4 header with a right checksum or what must be an IPv6 header. Nothing here parses headers
+further: that is `decode`'s work.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ def decode_dumps(
 ) -> tuple[set[int], Quotes | None]:
     """Replace rows of `table` by what their dumps decode to.
 
-    Returns the rows whose dump could not be decoded, and what ICMP errors among the others quote. Frame and time stay as printed. ``captured_length`` counts the dumped bytes from the IP header on.
+    Returns the rows whose dump could not be decoded, and what ICMP errors among the others quote. Frame and time stay
+    as printed. ``captured_length`` counts the dumped bytes from the IP header on.
     """
     unread = {row for row, _ in dumps}
     starts = [(row, dump, start) for row, dump in dumps if (start := dump.ip_start()) is not None]

@@ -198,7 +198,8 @@ def _plausible(
 ) -> NDArray[np.bool_]:
     """Say where an IP header may stand: version, header length, and a total length that fits the carrier.
 
-    `slack` are the bytes that may follow the packet. A total length of 0 fits where segmentation offload made the packet longer than the field can say.
+    `slack` are the bytes that may follow the packet. A total length of 0 fits where segmentation offload made
+    the packet longer than the field can say.
     """
     head = gather_bytes(buffer, frames.at, 6)
     version = head[:, 0] >> 4

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 class Edges:
     """One row for each pair of flows that share packets, between a first and a second point.
 
-    `swap` is True where the low endpoint at the first point is the high endpoint at the second. Forward
-    and backward are those of the first point. Partial edges hold flows and counts in 32 bits. Deltas are second point's time minus first point's, ns.
+    `swap` is True where the low endpoint at the first point is the high endpoint at the second. Forward and
+    backward are those of the first point. Partial edges hold flows and counts in 32 bits. Deltas are second
+    point's time minus first point's, ns.
     """
 
     flow_a: NDArray[np.signedinteger]

@@ -59,9 +59,10 @@ class _Reading:
 class Intake:
     """Captures being read. Large files are read by workers from the moment this is made.
 
-    `sizes_bytes` are the sizes of the captures' files, 0 where unknown, `clocks` names of the clocks that they are
-    known to be taken on, None where not known. Use as a context manager: leaving it ends the workers. With `corrected`, captures of other clocks are read on the reference clock's time; without,
-    a sample is kept by which `compare_clocks` can tell whether there are any.
+    `sizes_bytes` are the sizes of the captures' files, 0 where unknown, `clocks` names of the clocks that
+    they are known to be taken on, None where not known. Use as a context manager: leaving it ends the
+    workers. With `corrected`, captures of other clocks are read on the reference clock's time; without, a
+    sample is kept by which `compare_clocks` can tell whether there are any.
     """
 
     def __init__(

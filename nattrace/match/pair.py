@@ -247,9 +247,9 @@ class PairState:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Decide all waiting packets with the bindings known by now; return the numbers of matched packets.
 
-        `flows_a` and `flows_b` map flow numbers to places in `merged`, the flows in order. Bindings come from packets matched by
-        evidence; where a flow has none, the ICMP `errors` about it may tell, or weak evidence of several packets add
-        up to one.
+        `flows_a` and `flows_b` map flow numbers to places in `merged`, the flows in order. Bindings come from
+        packets matched by evidence; where a flow has none, the ICMP `errors` about it may tell, or weak
+        evidence of several packets add up to one.
         """
         rows_a, rows_b = Rows.concatenate(self.waiting_a), Rows.concatenate(self.waiting_b)
         self.waiting_a, self.waiting_b = [], []

@@ -218,8 +218,8 @@ def _outvoted(
 def commonplace(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return for each chosen row whether another packet of the window says the very same.
 
-    A payload of equal bytes counts as said by others, and so does one of which nothing is to be seen. Never so for TCP, where the sequence number tells
-    packets apart.
+    A payload of equal bytes counts as said by others, and so does one of which nothing is to be seen. Never
+    so for TCP, where the sequence number tells packets apart.
     """
     if rows.said is None:
         said = np.sort(commonplace_keys(rows.table, np.flatnonzero(rows.table.protocol != TCP)))

@@ -341,9 +341,10 @@ def _lonely_status(
 ) -> NDArray[np.int8]:
     """Tell lost flows and ambiguous ones from those that simply never pass the other points.
 
-    Lost is said only of a flow that nobody answered, not even with an ICMP error, and whose like is known to pass: the same protocol, from the same
-    source or to the same destination, crossed from here to a point that was capturing all the while. A hop to the
-    `other_version` of IP proves nothing where packets were cut off, see `count_hops`.
+    Lost is said only of a flow that nobody answered, not even with an ICMP error, and whose like is known to
+    pass: the same protocol, from the same source or to the same destination, crossed from here to a point
+    that was capturing all the while. A hop to the `other_version` of IP proves nothing where packets were cut
+    off, see `count_hops`.
     """
     status = np.full(which_point.size, ONE_SIDED, np.int8)
     for point in np.unique(which_point):
