@@ -19,3 +19,9 @@ def contains(values: NDArray[Any], keys: NDArray[Any]) -> NDArray[np.bool_]:
         return np.zeros(keys.shape, np.bool_)
     found: NDArray[np.bool_] = values[np.minimum(np.searchsorted(values, keys), values.size - 1)] == keys
     return found
+
+
+def occurrences(values: NDArray[Any], keys: NDArray[Any]) -> NDArray[np.int64]:
+    """Return how often each key stands among the values, which ascend; shape of `keys`."""
+    found: NDArray[np.int64] = np.searchsorted(values, keys, "right") - np.searchsorted(values, keys, "left")
+    return found

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nattrace.lookup import occurrences
 from nattrace.match.keys import M1, mix
 from nattrace.match.pairing import group_ids
 from nattrace.table import TCP, TCP_SYN, UDP
@@ -96,9 +97,8 @@ def _once(rows: Rows, repeatable: NDArray[np.bool_], chosen: NDArray[np.int64]) 
     """Return which of the chosen rows are the only repeatable ones of their flow that say what they say."""
     keys = mix(rows.content ^ rows.flow.astype(np.uint64) * M1)
     said = np.sort(keys[repeatable])
-    own = keys[chosen]
-    result: NDArray[np.bool_] = np.searchsorted(said, own, "right") - np.searchsorted(said, own, "left") == 1
-    return result
+    alone: NDArray[np.bool_] = occurrences(said, keys[chosen]) == 1
+    return alone
 
 
 def _repeatable(table: PacketTable, numbered: bool) -> NDArray[np.bool_]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nattrace.lookup import occurrences
 from nattrace.match.rivals import HOST_NS, Rivals
 
 if TYPE_CHECKING:
@@ -61,9 +62,7 @@ def by_chance(
 def _repeats(rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return which of the chosen rows say what others say, but for their identification."""
     keys = np.sort(rows.content)
-    own = rows.content[chosen]
-    result: NDArray[np.bool_] = np.searchsorted(keys, own, "right") - np.searchsorted(keys, own, "left") > 1
-    return result
+    return occurrences(keys, rows.content[chosen]) > 1
 
 
 def _drawn(rows_a: Rows, a: NDArray[np.int64], rivals: Rivals) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nattrace.ingest.l4 import fillings
+from nattrace.lookup import occurrences
 from nattrace.match import evidence
 from nattrace.match.flows import sorted_groups
 from nattrace.match.keys import ACK_END, commonplace_keys, flow_hash, icmp_query_rows, mix
@@ -110,7 +111,7 @@ def _said_by_others(
     said = [commonplace_keys(part.table, np.arange(len(part))) for part in everything]
     keys = np.sort(np.concatenate(said))
     own = commonplace_keys(table, chosen)
-    often = np.searchsorted(keys, own, "right") - np.searchsorted(keys, own, "left") > 2
+    often = occurrences(keys, own) > 2
     result: NDArray[np.bool_] = (often | np.isin(table.content_hash[chosen], fillings())) & (
         table.protocol[chosen] != TCP
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nattrace.match.keys import M1, M2, M3, endpoint_hash, flow_hash, mix
+from nattrace.match.keys import FLAGS_END, M1, M2, M3, endpoint_hash, flow_hash, mix
 from nattrace.match.pairing import unique_pairs
 from nattrace.table import TCP, TCP_SYN, PacketTable
 
@@ -31,7 +31,7 @@ _PACKETS = 4
 #: Pairs of flows that are looked at: a scan may send one number to everybody.
 _PAIRS_LIMIT = 4_096
 #: SYN and ACK, and L4 bytes up to the flags (RFC 9293 section 3.1).
-_SYN_ACK, _FLAGS_END = np.uint16(0x012), 14
+_SYN_ACK = np.uint16(0x012)
 _S32, _S48 = np.uint64(32), np.uint64(48)
 
 
@@ -83,7 +83,7 @@ def _crossing(table: PacketTable, pairs: dict[tuple[int, int], int]) -> list[tup
     order = np.argsort(flows)
     hashes = flow_hash(table)[0]
     place = order[np.minimum(np.searchsorted(flows, hashes, sorter=order), flows.size - 1)]
-    usable = (table.protocol == TCP) & (table.ip_id != 0) & (table.l4_visible >= _FLAGS_END)
+    usable = (table.protocol == TCP) & (table.ip_id != 0) & (table.l4_visible >= FLAGS_END)
     usable &= (flows[place] == hashes) & ((table.tcp_flags & TCP_SYN) == 0)
     pair = place % len(names)
     inner, outer = (np.flatnonzero(usable & (place // len(names) == side)) for side in (0, 1))

@@ -43,7 +43,7 @@ _S16, _S17, _S29, _S31, _S32, _S48 = (np.uint64(n) for n in (16, 17, 29, 31, 32,
 
 _ECHO_HEADER_BYTES = 8  # RFC 792, RFC 4443
 #: L4 bytes that must be comparable before a TCP field may enter a key (RFC 9293 section 3.1).
-ACK_END, _FLAGS_END, _WINDOW_END = 12, 14, 16
+ACK_END, FLAGS_END, WINDOW_END = 12, 14, 16
 #: Where sequence numbers end in the headers of TCP and of ICMP queries (RFC 792).
 SEQ_END = 8
 
@@ -80,9 +80,9 @@ def packet_keys(
     word <<= _S32
     # times true or false: several times as fast as np.where
     ack = table.ack * (tcp & (visible >= ACK_END))
-    whole = visible >= _FLAGS_END
+    whole = visible >= FLAGS_END
     flags = table.tcp_flags * (tcp & whole)
-    window = table.window * (tcp & (visible >= _WINDOW_END))
+    window = table.window * (tcp & (visible >= WINDOW_END))
     icmp = np.flatnonzero((table.protocol == ICMP) | (table.protocol == ICMPV6))
     if icmp.size:
         # type, code and residual ride where TCP has its acknowledgement number

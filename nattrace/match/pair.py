@@ -22,9 +22,10 @@ from nattrace.match.lanes import Lanes
 from nattrace.match.outcome import ABSENT, ANSWERED, ILLEGIBLE, TIED, Matches, Shifts, Unmatched
 from nattrace.match.renumber.anchors import worth_waiting
 from nattrace.match.renumber.renumbered import Identifications, unnumbered
-from nattrace.match.renumber.rewritten import match_rewritten, may_be_rewritten
+from nattrace.match.renumber.rewritten import datagram_rows, match_rewritten
+from nattrace.match.renumber.sharing import may_share_an_end
 from nattrace.match.renumber.shifted import Shifted, match_shifted
-from nattrace.match.renumber.unseen import may_be_unseen, unseen_ties
+from nattrace.match.renumber.unseen import unseen_rows, unseen_ties
 from nattrace.match.resize.datagrams import Firsts
 from nattrace.match.resize.heads import HEAD_BYTES, match_heads
 from nattrace.match.resize.pieces import Pieces, Resized
@@ -196,8 +197,8 @@ class PairState:
             tables = [(others.table, np.flatnonzero(open_others))]
             tables += [(part.table, np.arange(len(part))) for part in recent]
             waits[alone] = worth_waiting(rows.table, left[alone], tables)
-            waits[alone] |= may_be_unseen(rows.table, left[alone], tables)
-            waits[alone] |= may_be_rewritten(rows.table, left[alone], tables)
+            for of_kind in (unseen_rows, datagram_rows):
+                waits[alone] |= may_share_an_end(rows.table, left[alone], tables, of_kind)
         if waits.any():
             waiter = rows.take(left[waits])
             waiter.common = commonplace(rows, left[waits])

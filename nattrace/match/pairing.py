@@ -143,11 +143,7 @@ def nearest_distance(
     other_time: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     """Return how far in time the nearest row of the other side with the same group is; 2**62 where none is."""
-    rows, other = np.lexsort((time, group)), np.lexsort((other_time, other_group))
-    distance = np.full(time.size, _FAR, np.int64)
-    if rows.size and other.size:
-        distance[rows] = _neighbours(group[rows], time[rows], other_group[other], other_time[other], _FAR)[1]
-    return distance
+    return _nearest(group, time, other_group, other_time)[1]
 
 
 def nearest_row(
@@ -157,12 +153,23 @@ def nearest_row(
     other_time: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     """Return which row of the other side with the same group is nearest in time; -1 where there is none."""
+    return _nearest(group, time, other_group, other_time)[0]
+
+
+def _nearest(
+    group: NDArray[np.int64],
+    time: NDArray[np.int64],
+    other_group: NDArray[np.int64],
+    other_time: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     rows, other = np.lexsort((time, group)), np.lexsort((other_time, other_group))
-    nearest = np.full(time.size, -1, np.int64)
+    nearest, distance = np.full(time.size, -1, np.int64), np.full(time.size, _FAR, np.int64)
     if rows.size and other.size:
-        found = _neighbours(group[rows], time[rows], other_group[other], other_time[other], _FAR)[0]
+        found, distance[rows], _ = _neighbours(
+            group[rows], time[rows], other_group[other], other_time[other], _FAR
+        )
         nearest[rows] = np.where(found >= 0, other[np.maximum(found, 0)], -1)
-    return nearest
+    return nearest, distance
 
 
 def nearest_pairs(

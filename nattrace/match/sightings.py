@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nattrace.lookup import occurrences
 from nattrace.match import evidence
 from nattrace.match.duplicates import UNCHANGED_NS, duplicates, repeated
 from nattrace.match.flows import sorted_groups
@@ -113,7 +114,7 @@ class Sightings:
             keys = [commonplace_keys(part.table, np.arange(len(part))) for part in everything]
             said = np.sort(np.concatenate(keys))
             own = commonplace_keys(table, first[others])
-            count = np.searchsorted(said, own, "right") - np.searchsorted(said, own, "left")
+            count = occurrences(said, own)
             common[others] = (count > extent[others]) | (count > TURNS)
         changed &= ~common | (passed & vouched & ~young_ids(table.ip_id[first]))
         # a router takes one from the TTL; where none did (bridges), or where all say the same, several packets

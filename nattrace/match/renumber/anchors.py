@@ -15,7 +15,7 @@ import numpy as np
 
 from nattrace.lookup import contains
 from nattrace.match.edges import edge_keys
-from nattrace.match.keys import ACK_END, M1, M2, M3, SEQ_END, endpoint_hash, mix
+from nattrace.match.keys import ACK_END, FLAGS_END, M1, M2, M3, SEQ_END, endpoint_hash, mix
 from nattrace.match.lanes import edge_of
 from nattrace.match.pairing import group_ids, unique_pairs
 from nattrace.match.ties import TIE_WINDOW_NS
@@ -50,8 +50,6 @@ GROWTH_BYTES = 256
 FLAGS = np.uint16(0x03F)
 #: Bytes of TCP options at most (RFC 9293 section 3.1).
 _TCP_OPTION_BYTES = 40
-#: L4 bytes up to the flags (RFC 9293 section 3.1).
-FLAGS_END = 14
 _S16, _S32 = np.uint64(16), np.uint64(32)
 #: Places of the table by which most keys are seen to be nobody's: in the second-level cache as bytes.
 _MARKS = 1 << 18

@@ -17,12 +17,11 @@ from nattrace.match import evidence
 from nattrace.match.keys import M1, M2, M3, mix
 from nattrace.match.outcome import Matches
 from nattrace.match.pairing import unique_pairs
-from nattrace.match.renumber.anchors import ANCHORS, GROWTH_BYTES, SOON_NS, ends
+from nattrace.match.renumber.anchors import ANCHORS, GROWTH_BYTES, SOON_NS
+from nattrace.match.renumber.sharing import end_keys
 from nattrace.table import FRAGMENT_OFFSET, MORE_FRAGMENTS, NAMED, UDP
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     from nattrace.match.lanes import Lanes
@@ -39,25 +38,6 @@ def datagram_rows(table: PacketTable, rows: NDArray[np.int64]) -> NDArray[np.int
     return chosen
 
 
-def may_be_rewritten(
-    table: PacketTable, rows: NDArray[np.int64], others: Sequence[tuple[PacketTable, NDArray[np.int64]]]
-) -> NDArray[np.bool_]:
-    """Return which of the given rows have an end and identification of some datagram of the other point.
-
-    `others` are tables of the other point, each with the rows of it that have no partner.
-    """
-    result = np.zeros(rows.size, np.bool_)
-    mine = datagram_rows(table, rows)
-    if mine.size:
-        there = [_end_keys(other, datagram_rows(other, which)) for other, which in others]
-        found = [
-            np.isin(keys, np.concatenate(known))
-            for keys, known in zip(_end_keys(table, mine), zip(*there, strict=True), strict=True)
-        ]
-        result[np.searchsorted(rows, mine[np.logical_or.reduce(found)])] = True
-    return result
-
-
 def match_rewritten(rows_a: Rows, rows_b: Rows, lanes: Lanes) -> tuple[Matches, NDArray[np.int64]]:
     """Return datagrams that are one, and pairs of rows, of shape (2, n), that may be.
 
@@ -69,8 +49,8 @@ def match_rewritten(rows_a: Rows, rows_b: Rows, lanes: Lanes) -> tuple[Matches, 
     ids_a, ids_b = (_ids(rows.table, which) for rows, which in ((rows_a, a), (rows_b, b)))
     keys_a = [mix(ids_a ^ lane_a.astype(np.uint64) * M3)]
     keys_b = [mix(ids_b ^ lane_b.astype(np.uint64) * M3)]
-    keys_a += _end_keys(rows_a.table, a)
-    keys_b += _end_keys(rows_b.table, b)
+    keys_a += end_keys(rows_a.table, a)
+    keys_b += end_keys(rows_b.table, b)
     for number, (key_a, key_b) in enumerate(zip(keys_a, keys_b, strict=True)):
         bound = number == 0
         here, there = np.flatnonzero((lane_a >= 0) == bound), np.flatnonzero((lane_b >= 0) == bound)
@@ -96,7 +76,3 @@ def match_rewritten(rows_a: Rows, rows_b: Rows, lanes: Lanes) -> tuple[Matches, 
 
 def _ids(table: PacketTable, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
     return table.ip_id[rows].astype(np.uint64) * M1 ^ M2
-
-
-def _end_keys(table: PacketTable, rows: NDArray[np.int64]) -> list[NDArray[np.uint64]]:
-    return [mix(end ^ _ids(table, rows)) for end in ends(table, rows)]

@@ -16,13 +16,12 @@ import numpy as np
 
 from nattrace.match import evidence
 from nattrace.match.edges import Edges, edges_of
-from nattrace.match.keys import M1, M2, mix
+from nattrace.match.keys import FLAGS_END, M1, M2, mix
 from nattrace.match.lanes import Lanes
 from nattrace.match.outcome import Matches, Shifts
 from nattrace.match.pairing import unique_pairs
 from nattrace.match.renumber.anchors import (
     FLAGS,
-    FLAGS_END,
     SOON_NS,
     Anchors,
     comparable,

@@ -133,15 +133,12 @@ class Steps:
 
     def _guess(self, packets: list[Packet], said: list[tuple[Way, int, int]]) -> _Guess:
         """Return what is found of packets when shifts are what the first one says."""
-        ways = self.ways[0].copy(), self.ways[1].copy()
-        for way, number, shift in said:
-            ways[0 if way is self.ways[0] else 1].resume(number, shift)
-        ahead = Steps(self.there, ways, before=self.taken)
-        for packet in packets:
-            ahead.step(packet)
         begun = self.ways[0].copy(), self.ways[1].copy()
         for way, number, shift in said:
             begun[0 if way is self.ways[0] else 1].resume(number, shift)
+        ahead = Steps(self.there, (begun[0].copy(), begun[1].copy()), before=self.taken)
+        for packet in packets:
+            ahead.step(packet)
         held = tuple(way for way in (0, 1) if all(each is not self.ways[way] for each, _, _ in said))
         return _Guess(begun, ahead.pairs, held)
 

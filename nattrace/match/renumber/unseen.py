@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nattrace.ingest.sip import START_BYTES
-from nattrace.match.keys import M1, M3, mix
+from nattrace.match.keys import M3, mix
 from nattrace.match.pairing import group_ids, nearest_distance
-from nattrace.match.renumber.anchors import SOON_NS, ends
+from nattrace.match.renumber.anchors import SOON_NS
+from nattrace.match.renumber.sharing import end_keys
 from nattrace.match.unique import FAR_NS
 from nattrace.table import UDP
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     from nattrace.match.lanes import Lanes
@@ -33,25 +32,6 @@ def unseen_rows(table: PacketTable, rows: NDArray[np.int64]) -> NDArray[np.int64
     unseen = (table.protocol[rows] == UDP) & (table.content_length[rows] < START_BYTES)
     chosen: NDArray[np.int64] = rows[unseen & (table.payload_length[rows] >= START_BYTES)]
     return chosen
-
-
-def may_be_unseen(
-    table: PacketTable, rows: NDArray[np.int64], others: Sequence[tuple[PacketTable, NDArray[np.int64]]]
-) -> NDArray[np.bool_]:
-    """Return which of the given rows have an end and identification of some unseen one of the other point.
-
-    `others` are tables of the other point, each with the rows of it that have no partner.
-    """
-    result = np.zeros(rows.size, np.bool_)
-    mine = unseen_rows(table, rows)
-    if mine.size:
-        unseen = [(other, unseen_rows(other, which)) for other, which in others]
-        there = [keys for other, which in unseen for keys in _end_keys(other, which)]
-        found = np.logical_or.reduce(
-            [np.isin(keys, np.concatenate(there)) for keys in _end_keys(table, mine)]
-        )
-        result[np.searchsorted(rows, mine[found])] = True
-    return result
 
 
 def unseen_ties(rows_a: Rows, rows_b: Rows, lanes: Lanes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -74,11 +54,7 @@ def unseen_ties(rows_a: Rows, rows_b: Rows, lanes: Lanes) -> tuple[NDArray[np.in
     return a[tied_a], b[tied_b]
 
 
-def _end_keys(table: PacketTable, rows: NDArray[np.int64]) -> list[NDArray[np.uint64]]:
-    return [mix(end ^ table.ip_id[rows].astype(np.uint64) * M1) for end in ends(table, rows)]
-
-
 def _keys(table: PacketTable, rows: NDArray[np.int64], lane: NDArray[np.int64]) -> list[NDArray[np.uint64]]:
     """Return keys by either end, or by binding and direction where there is one."""
     bound = mix(lane.astype(np.uint64) * M3 ^ table.ip_id[rows])
-    return [np.where(lane >= 0, bound, keys) for keys in _end_keys(table, rows)]
+    return [np.where(lane >= 0, bound, keys) for keys in end_keys(table, rows)]

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nattrace.match.keys import M1, M2, mix
+from nattrace.match.keys import FLAGS_END, M1, M2, mix
 from nattrace.match.pairing import group_ids, unique_pairs
-from nattrace.match.renumber.anchors import ANCHORS, FLAGS, FLAGS_END, GROWTH_BYTES, SOON_NS, legible
+from nattrace.match.renumber.anchors import ANCHORS, FLAGS, GROWTH_BYTES, SOON_NS, legible
 from nattrace.match.renumber.steps import Steps
 from nattrace.match.renumber.ways import Packet, There, Way
 

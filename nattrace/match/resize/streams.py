@@ -15,7 +15,7 @@ import numpy as np
 
 from nattrace.match import evidence
 from nattrace.match.evidence import TCP_REPEAT_NS
-from nattrace.match.keys import ACK_END, M1, mix
+from nattrace.match.keys import ACK_END, FLAGS_END, M1, WINDOW_END, mix
 from nattrace.match.pairing import group_ids
 from nattrace.match.resize.pieces import Pieces
 from nattrace.match.resize.ranges import Ranges, decide, overlapping
@@ -40,7 +40,7 @@ _SEGMENT_BYTES = 88
 _FLOOR_NS = 10_000
 #: With identifications that agree, a piece may be this late: see REACH_NS.
 _VOUCHED_NS = 30_000_000_000
-_DATA_OFFSET_END, _FLAGS_END, _WINDOW_END = 13, 14, 16
+_DATA_OFFSET_END = 13
 
 
 def stream_rows(table: PacketTable) -> NDArray[np.bool_]:
@@ -59,8 +59,8 @@ def same_transmission_word(table: PacketTable) -> NDArray[np.uint64]:
     visible = table.l4_visible
     word = np.where(visible >= ACK_END, table.ack, np.uint32(0)).astype(np.uint64) << np.uint64(32)
     flags = table.tcp_flags & np.uint16(~_PIECE_FLAGS & 0xFFF)
-    word |= np.where(visible >= _FLAGS_END, flags, np.uint16(0)).astype(np.uint64) << np.uint64(16)
-    word |= np.where(visible >= _WINDOW_END, table.window, np.uint16(0))
+    word |= np.where(visible >= FLAGS_END, flags, np.uint16(0)).astype(np.uint64) << np.uint64(16)
+    word |= np.where(visible >= WINDOW_END, table.window, np.uint16(0))
     return word
 
 
