@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: A packet has a candidate only this close: nothing forwards a packet after half a minute (see REACH_NS).
 TIE_WINDOW_NS = 30_000_000_000
+#: By the end that was left untouched, how close: with both ends changed much less speaks for a packet.
+_WINDOWS_NS: Final[dict[str | None, int]] = {"dst": TIE_WINDOW_NS, "src": TIE_WINDOW_NS, None: FAR_NS}
 #: Candidates named for an ambiguous packet.
 CANDIDATES = 4
 
@@ -30,17 +32,30 @@ def without_ids(rows: Rows, others: Rows) -> bool:
     return not rows.table.ip_id.any() or not others.table.ip_id.any()
 
 
-def _tie_keys(
-    rows: Rows, others: Rows, end: str, *, renumbered: bool
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Return keys of both sides that are equal where two packets could be one, with `end` untouched."""
+def _alike(
+    rows: Rows, others: Rows, end: str | None, *, renumbered: bool
+) -> tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint64]]:
+    """Return rows of both sides, with keys that are equal where two packets could be one with `end` untouched.
+
+    With no end untouched (None), their identification or TCP number has to tell, and that they say the same. Where
+    captures are cut, that is too little for a match, and too much for a loss.
+    """
+    if end is None:
+        own, their = (_numbered(r.table) if not renumbered else np.empty(0, np.int64) for r in (rows, others))
+        return own, rows.exact[own], their, others.exact[their]
     no_ids = renumbered or without_ids(rows, others)
 
     def keys(r: Rows) -> NDArray[np.uint64]:
         by = np.where((r.table.ip_id != 0) & (not no_ids), r.exact, r.content)
         return mix(by ^ (getattr(r.table, end).astype(np.uint64) + np.uint64(1)) * M1)
 
-    return keys(rows), keys(others)
+    return np.arange(len(rows)), keys(rows), np.arange(len(others)), keys(others)
+
+
+def _numbered(table: PacketTable) -> NDArray[np.int64]:
+    """Return the rows with a number that hardly anybody else sends."""
+    numbered = (table.ip_id != 0) & ~young_ids(table.ip_id)
+    return np.flatnonzero(numbered | ((table.protocol == TCP) & ~made_up(table.seq)))
 
 
 def tied_rows(rows: Rows, others: Rows, *, renumbered: bool = False) -> NDArray[np.uint8]:
@@ -50,29 +65,13 @@ def tied_rows(rows: Rows, others: Rows, *, renumbered: bool = False) -> NDArray[
     """
     tied = np.full(len(rows), ABSENT, np.uint8)
     if len(rows) and len(others):
-        for end in ("src", "dst"):
-            group, their_group = group_ids(*_tie_keys(rows, others, end, renumbered=renumbered))
-            apart = nearest_distance(group, rows.table.time_ns, their_group, others.table.time_ns)
-            tied[apart <= TIE_WINDOW_NS] = TIED
-        if not renumbered:
-            tied[_both_ends_changed(rows, others)] = TIED
+        for end, window_ns in _WINDOWS_NS.items():
+            own, keys, their, their_keys = _alike(rows, others, end, renumbered=renumbered)
+            group, their_group = group_ids(keys, their_keys)
+            times = rows.table.time_ns[own], others.table.time_ns[their]
+            apart = nearest_distance(group, times[0], their_group, times[1])
+            tied[own[apart <= window_ns]] = TIED
     return tied
-
-
-def _both_ends_changed(rows: Rows, others: Rows) -> NDArray[np.int64]:
-    """Return the rows of which others tell the same, under the same identification or TCP number, of other addresses.
-
-    Where captures are cut, that is too little for a match, and too much for a loss.
-    """
-
-    def telling(table: PacketTable) -> NDArray[np.int64]:
-        numbered = (table.ip_id != 0) & ~young_ids(table.ip_id)
-        return np.flatnonzero(numbered | ((table.protocol == TCP) & ~made_up(table.seq)))
-
-    own, their = telling(rows.table), telling(others.table)
-    group, their_group = group_ids(rows.exact[own], others.exact[their])
-    apart = nearest_distance(group, rows.table.time_ns[own], their_group, others.table.time_ns[their])
-    return own[apart <= FAR_NS]
 
 
 def candidates(rows: Rows, others: Rows, *, renumbered: bool = False) -> NDArray[np.uint32]:
@@ -83,12 +82,12 @@ def candidates(rows: Rows, others: Rows, *, renumbered: bool = False) -> NDArray
     frames = np.zeros((len(rows), CANDIDATES), np.uint32)
     if not len(rows) or not len(others):
         return frames
-    for end in ("dst", "src"):
-        own, their = _tie_keys(rows, others, end, renumbered=renumbered)
-        order = np.argsort(their, kind="stable")
-        low, high = (np.searchsorted(their, own, side, sorter=order) for side in ("left", "right"))
-        empty = frames[:, 0] == 0
+    for end in _WINDOWS_NS:
+        own, keys, their, their_keys = _alike(rows, others, end, renumbered=renumbered)
+        order = np.argsort(their_keys, kind="stable")
+        low, high = (np.searchsorted(their_keys, keys, side, sorter=order) for side in ("left", "right"))
+        empty = frames[own, 0] == 0
         for place in range(CANDIDATES):
             there = empty & (low + place < high)
-            frames[there, place] = others.table.frame[order[(low + place)[there]]]
+            frames[own[there], place] = others.table.frame[their[order[(low + place)[there]]]]
     return frames

@@ -107,6 +107,16 @@ def lost_flows(report: Report) -> set[object]:
     return {(flow.path, flow.protocol, flow.initiator) for flow in report.flows if flow.status == "lost"}
 
 
+def analyze_cut(
+    captures: list[Path], short: list[Path], snaplen: int, folder: Path
+) -> tuple[Report, tuple[int, list[str]]]:
+    """Analyze captures of which some are cut short; return the report, and what it was made of."""
+    given = [folder / path.name if path in short else path for path in captures]
+    for path in short:
+        cut(path, folder / path.name, snaplen)
+    return nattrace.analyze(*given), (snaplen, [path.stem for path in short])
+
+
 @pytest.mark.parametrize("folder", RECORDED, ids=lambda folder: folder.name)
 def test_cut_captures_give_the_same_answer_or_less_of_it(folder: Path, tmp_path: Path) -> None:
     captures = sorted(folder.glob("*.pcap"))
@@ -123,11 +133,7 @@ def test_cut_captures_give_the_same_answer_or_less_of_it(folder: Path, tmp_path:
         # all points alike, then the first or the last of them alone
         alone = (captures[:1], captures[-1:]) if snaplen in ALONE else ()
         for short in (captures, *alone):
-            given = [tmp_path / path.name if path in short else path for path in captures]
-            for path in short:
-                cut(path, tmp_path / path.name, snaplen)
-            report = nattrace.analyze(*given)
-            what = (snaplen, [path.stem for path in short])
+            report, what = analyze_cut(captures, short, snaplen, tmp_path)
             assert not rows(report) - possible, what
             assert not tuples(report) - all_tuples, what
             assert unmatched(report, "lost") <= unmatched(whole, "lost"), what
@@ -138,17 +144,26 @@ def test_cut_captures_give_the_same_answer_or_less_of_it(folder: Path, tmp_path:
                 assert not {row for row in missing if not {row[:2], row[2:4]} <= doubtful}, what
 
 
+def test_what_keeps_neither_end_and_is_cut_names_what_it_could_be(tmp_path: Path) -> None:
+    captures = sorted((FIXTURES / "lab" / "half_translated").glob("*.pcap"))
+    report, _ = analyze_cut(captures, captures, 50, tmp_path)
+    doubtful = [r for r in report.rewrites.all() if isinstance(r, Unmatched) and r.reason == "ambiguous"]
+    named = {
+        frozenset({(r.packet.point, r.packet.frame), (c.point, c.frame)})
+        for r in doubtful
+        for c in r.candidates
+    }
+    assert named
+    assert named <= {frozenset({row[:2], row[2:4]}) for row in rows(nattrace.analyze(*captures))}
+
+
 @pytest.mark.parametrize("folder", WRAPPED, ids=lambda folder: folder.name)
 def test_what_a_tunnel_carries_is_not_lost_where_it_is_cut_off(folder: Path, tmp_path: Path) -> None:
     captures = sorted(folder.glob("*.pcap"))
     whole = nattrace.analyze(*captures)
     for snaplen in IN_TUNNELS:
         for short in (captures, captures[:1], captures[-1:]):
-            given = [tmp_path / path.name if path in short else path for path in captures]
-            for path in short:
-                cut(path, tmp_path / path.name, snaplen)
-            report = nattrace.analyze(*given)
-            what = (snaplen, [path.stem for path in short])
+            report, what = analyze_cut(captures, short, snaplen, tmp_path)
             assert unmatched(report, "lost") <= unmatched(whole, "lost"), what
             assert lost_flows(report) <= lost_flows(whole), what
 
@@ -159,11 +174,7 @@ def test_what_a_cut_error_may_be_about_is_not_lost(folder: Path, tmp_path: Path)
     whole = nattrace.analyze(*captures)
     for snaplen in IN_QUOTES:
         for short in (captures, captures[:1], captures[-1:]):
-            given = [tmp_path / path.name if path in short else path for path in captures]
-            for path in short:
-                cut(path, tmp_path / path.name, snaplen)
-            report = nattrace.analyze(*given)
-            what = (snaplen, [path.stem for path in short])
+            report, what = analyze_cut(captures, short, snaplen, tmp_path)
             assert unmatched(report, "lost") <= unmatched(whole, "lost"), what
             assert lost_flows(report) <= lost_flows(whole), what
             told = {f.code for f in report.findings if f.code.startswith("icmp-error")}
